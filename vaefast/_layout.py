@@ -1,0 +1,69 @@
+"""How a strided tensor is read as [rows, cols]: the batch is the rows, the event in row-major order the cols."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+
+
+class Layout(NamedTuple):
+    """Element (row, col) lies at `row * row_stride + (col // segment) * segment_stride + (col % segment) * stride`.
+
+    Three levels name every layout that VAEs produce: contiguous, either half of a `chunk`, a transposed matrix,
+    channels-last, and expanded (stride 0). What they cannot name is copied.
+    """
+
+    row_stride: int
+    segment: int
+    segment_stride: int
+    stride: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _merge(shape: tuple[int, ...], strides: tuple[int, ...], batch_ndim: int) -> Layout | None:
+    def merged(dims):
+        levels: list[tuple[int, int]] = []
+        for size, stride in dims:
+            if size == 1:
+                continue
+            if levels and levels[-1][1] == size * stride:
+                levels[-1] = (levels[-1][0] * size, stride)
+            else:
+                levels.append((size, stride))
+        return levels
+
+    dims = list(zip(shape, strides, strict=True))
+    batch, event = merged(dims[:batch_ndim]), merged(dims[batch_ndim:])
+    if len(batch) > 1 or len(event) > 2:
+        return None
+    row_stride = batch[0][1] if batch else 0
+    if not event:
+        return Layout(row_stride, 1, 0, 0)
+    segment, stride = event[-1]
+    return Layout(row_stride, segment, event[0][1] if len(event) == 2 else 0, stride)
+
+
+def contiguous(cols: int) -> Layout:
+    return Layout(cols, cols, 0, 1)
+
+
+def readable(tensor: torch.Tensor, batch_ndim: int, cols: int) -> tuple[torch.Tensor, Layout]:
+    """The tensor, copied only where its strides need more than three levels, and its layout."""
+    if tensor.is_contiguous():
+        return tensor, contiguous(cols)
+    layout = _merge(tuple(tensor.shape), tensor.stride(), batch_ndim)
+    if layout is None:
+        return tensor.contiguous(), contiguous(cols)
+    return tensor, layout
+
+
+def writable(tensor: torch.Tensor, batch_ndim: int, cols: int) -> Layout:
+    """The layout of a tensor that a walk writes into; ops only allocate outputs that have one."""
+    return readable(tensor, batch_ndim, cols)[1]
+
+
+def rows_and_cols(shape: torch.Size, batch_ndim: int) -> tuple[int, int]:
+    return math.prod(shape[:batch_ndim]), math.prod(shape[batch_ndim:])

@@ -1,0 +1,73 @@
+"""What is checked where an op is public. Below that line, code trusts its caller."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+def floating(name: str, tensor: object) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    if tensor.ndim == 0:
+        raise ValueError(f"{name} must have at least one dimension (the batch), got a 0-d tensor")
+
+
+def alike(first: str, a: torch.Tensor, second: str, b: torch.Tensor) -> None:
+    """Same shape and device."""
+    if a.shape != b.shape:
+        raise ValueError(f"{second} must have {first}'s shape {tuple(a.shape)}, got {tuple(b.shape)}")
+    if a.device != b.device:
+        raise ValueError(f"{second} must be on {first}'s device {a.device}, got {b.device}")
+
+
+def batch_ndim(value: object, ndim: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"batch_ndim must be an int, got {type(value).__name__}")
+    if not 0 <= value <= ndim:
+        raise ValueError(f"batch_ndim must be from 0 to the number of dimensions {ndim}, got {value}")
+
+
+def event_dim(value: object, ndim: int, batch_ndim: int) -> int:
+    """`dim` as a non-negative index of a dimension of the event."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"dim must be an int, got {type(value).__name__}")
+    if not (batch_ndim <= value < ndim or batch_ndim - ndim <= value < 0):
+        raise ValueError(f"dim must be a dimension of the event ({batch_ndim} to {ndim - 1}), got {value}")
+    return value % ndim
+
+
+def bounds(value: object) -> tuple[float, float]:
+    """(lo, hi) of logvar_bounds; None is no bound."""
+    if value is None:
+        return -math.inf, math.inf
+    try:
+        lo, hi = map(float, value)
+    except (TypeError, ValueError):
+        raise TypeError(f"logvar_bounds must be None or a pair (lo, hi) of numbers, got {value!r}") from None
+    if not lo <= hi:
+        raise ValueError(f"logvar_bounds must be (lo, hi) with lo <= hi, got {value!r}")
+    return lo, hi
+
+
+def seed(value: object, device: torch.device) -> torch.Tensor:
+    """An int (offset 0) or an int64 tensor [2], as an int64 tensor [2] on `device`."""
+    if isinstance(value, torch.Tensor):
+        if value.dtype != torch.int64:
+            raise TypeError(f"seed must be an int or an int64 tensor of shape (2,), got {value.dtype}")
+        if value.shape != (2,):
+            raise ValueError(f"seed must be an int or an int64 tensor of shape (2,), got shape {tuple(value.shape)}")
+        if value.device != device:
+            raise ValueError(f"seed must be on {device}, got {value.device}")
+        return value.contiguous()
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"seed must be an int, an int64 tensor of shape (2,) or None, got {type(value).__name__}")
+    if not _INT64_MIN <= value <= _INT64_MAX:
+        raise ValueError(f"seed must fit in 64 bits, got {value}")
+    return torch.tensor([value, 0], dtype=torch.int64, device=device)

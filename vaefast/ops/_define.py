@@ -1,0 +1,149 @@
+"""How an op is defined: one schema, one reference, one fused body that serves every compiled backend and the fake."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from vaefast import _backends
+from vaefast.reference.gaussian import compute_dtype
+from vaefast.reference.noise import standard_normal
+
+_library = torch.library.Library("vaefast", "DEF")
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """A row of the op table.
+
+    name: that of torch.ops.vaefast.<name>.
+    densities: what a backend's walk must know to run it.
+    call: the op itself, torch.ops.vaefast.<name>.default.
+    reference(*args): the mathematics in pure PyTorch.
+    fused(walk, *args): allocates the outputs and calls `walk(density, ...)`, which a backend provides. With a walk
+        that does nothing it is the op's fake implementation, so shapes and dtypes are said once.
+    """
+
+    name: str
+    density: str
+    reference: Callable
+    fused: Callable
+    call: Callable
+
+
+TABLE: dict[str, Op] = {}
+
+
+def _no_walk(*args, **kwargs) -> None:
+    pass
+
+
+def define(schema: str, *, reference: Callable, fused: Callable, density: str | None = None) -> Op:
+    """Register `vaefast::<schema>`; it exists whether or not any compiled backend does."""
+    name = schema[: schema.index("(")]
+    density = name if density is None else density
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def run(*args):
+        walk = _backends.walk(density, next(a.device.type for a in args if isinstance(a, torch.Tensor)))
+        return reference(*args) if walk is None else fused(walk, *args)
+
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vaefast::{name}", lambda *args: fused(_no_walk, *args), lib=_library)
+    TABLE[name] = Op(name, density, reference, fused, getattr(torch.ops.vaefast, name).default)
+    return TABLE[name]
+
+
+def define_rows(
+    name: str, tensors: str, *, like: str = "", row_outputs: int = 0, params: tuple[str, ...] = (), reference: Callable
+) -> Op:
+    """Define an op that is one density on the `rows` walk.
+
+    Args:
+        tensors: the tensor arguments in order, separated by blanks. `row:x` is one number per row (the shape of the
+            batch), `seed` the noise's seed, any other an elementwise input [*batch, *event].
+        like: for each elementwise output, the input whose shape and dtype it has.
+        row_outputs: how many per-row sums come after them, float32 (float64 for float64 inputs).
+        params: floats that come after the tensors and, where there is anything per row, after `int batch_ndim`.
+        reference: called with the op's arguments, `seed` replaced by the noise itself.
+    """
+    kinds = ["row" if t.startswith("row:") else "seed" if t == "seed" else "element" for t in tensors.split()]
+    names = [t.removeprefix("row:") for t in tensors.split()]
+    elements = [i for i, kind in enumerate(kinds) if kind == "element"]
+    rows = [i for i, kind in enumerate(kinds) if kind == "row"]
+    seed = kinds.index("seed") if "seed" in kinds else None
+    outputs = [names.index(n) for n in like.split()]
+    by_row = bool(rows or row_outputs)
+    count, first = len(names), elements[0]
+
+    def fused(walk, *args, into=None):
+        args_in = [args[i] for i in elements]
+        head = args_in[0]
+        batch_ndim, numbers = (args[count], args[count + 1 :]) if by_row else (1, args[count:])
+        out = [args[i].new_empty(args[i].shape) for i in outputs] if into is None else into
+        row_shape = head.shape[:batch_ndim]
+        sums = [head.new_empty(row_shape, dtype=compute_dtype(head.dtype)) for _ in range(row_outputs)]
+        walk(
+            name,
+            batch_ndim,
+            inputs=args_in,
+            row_inputs=[args[i] for i in rows],
+            outputs=out,
+            row_outputs=sums,
+            seed=None if seed is None else args[seed],
+            params=numbers,
+        )
+        result = (*out, *sums)
+        return result if len(result) > 1 else result[0]
+
+    def with_noise(*args):
+        if seed is None:
+            return reference(*args)
+        eps = standard_normal(args[seed], args[first].shape, compute_dtype(args[first].dtype))
+        return reference(*args[:seed], eps, *args[seed + 1 :])
+
+    arguments = [f"Tensor {n}" for n in names] + ["int batch_ndim"] * by_row + [f"float {p}" for p in params]
+    returns = ", ".join(["Tensor"] * (len(outputs) + row_outputs))
+    returns = f"({returns})" if "," in returns else returns
+    return define(f"{name}({', '.join(arguments)}) -> {returns}", reference=with_noise, fused=fused)
+
+
+def differentiable(name: str, forward: Op, backward: Op, saved: tuple[int, ...]) -> type[torch.autograd.Function]:
+    """The autograd.Function of an op.
+
+    Args:
+        backward: called with (*output grads, *saved arguments, *constants); returns the gradients of the leading
+            arguments of `forward`. A backward that is itself to be differentiated (create_graph=True) runs the
+            backward op's reference, which is plain PyTorch.
+        saved: positions of the tensor arguments that the backward needs. Arguments that are not tensors are passed
+            to it as they came.
+    """
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            ctx.save_for_backward(*[args[i] for i in saved])
+            ctx.constants = [a for a in args if not isinstance(a, torch.Tensor)]
+            ctx.arguments = len(args)
+            return forward.call(*args)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            call = backward.reference if twice else backward.call
+            result = call(*grads, *ctx.saved_tensors, *ctx.constants)
+            result = result if isinstance(result, tuple) else (result,)
+            return *result, *[None] * (ctx.arguments - len(result))
+
+    Function.__name__ = Function.__qualname__ = name
+    return Function
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is at work: then the differentiable reference runs, which
+    every transform understands, since a Function that serves them all costs twice as much on the everyday path."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0

@@ -1,0 +1,259 @@
+"""The Gaussian latent: reparameterised sampling with noise made in the kernel, and its KL divergences.
+
+`mu` and `logvar` have one shape [*batch, *event]; the first `batch_ndim` dimensions are the batch. Noise is never
+stored: backward makes it again from the seed. Either half of a `chunk` is read in place.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vaefast.ops import _checks
+from vaefast.ops._define import define, define_rows, differentiable, transformed
+from vaefast.ops.noise import seed_for, standard_normal_op
+from vaefast.reference import gaussian as reference
+from vaefast.reference.gaussian import compute_dtype
+
+_BOUNDS = ("lo", "hi")
+
+_rsample_forward = define_rows(
+    "rsample_forward", "mu logvar seed", like="mu", params=_BOUNDS, reference=reference.rsample
+)
+_rsample_backward = define_rows(
+    "rsample_backward", "grad_z logvar seed", like="logvar", params=_BOUNDS, reference=reference.rsample_backward
+)
+_rsample_kl_forward = define_rows(
+    "rsample_kl_forward", "mu logvar seed", like="mu", row_outputs=1, params=_BOUNDS, reference=reference.rsample_kl
+)
+_rsample_kl_backward = define_rows(
+    "rsample_kl_backward",
+    "grad_z row:grad_kl mu logvar seed",
+    like="mu logvar",
+    params=_BOUNDS,
+    reference=reference.rsample_kl_backward,
+)
+_kl_standard_normal_forward = define_rows(
+    "kl_standard_normal_forward", "mu logvar", row_outputs=1, params=_BOUNDS, reference=reference.kl_standard_normal
+)
+_kl_standard_normal_backward = define_rows(
+    "kl_standard_normal_backward",
+    "row:grad_kl mu logvar",
+    like="mu logvar",
+    params=_BOUNDS,
+    reference=reference.kl_standard_normal_backward,
+)
+_kl_normal_forward = define_rows(
+    "kl_normal_forward",
+    "mu_q logvar_q mu_p logvar_p",
+    row_outputs=1,
+    params=_BOUNDS,
+    reference=reference.kl_normal,
+)
+_kl_normal_backward = define_rows(
+    "kl_normal_backward",
+    "row:grad_kl mu_q logvar_q mu_p logvar_p",
+    like="mu_q logvar_q mu_p logvar_p",
+    params=_BOUNDS,
+    reference=reference.kl_normal_backward,
+)
+
+
+# `rsample_kl_moments` is the same density, reading and writing the two halves of one tensor
+
+
+def _fused_moments_forward(walk, moments, seed, dim, *rest):
+    return _rsample_kl_forward.fused(walk, *moments.chunk(2, dim), seed, *rest)
+
+
+def _fused_moments_backward(walk, grad_z, grad_kl, moments, seed, dim, *rest):
+    grad = moments.new_empty(moments.shape)
+    halves = moments.chunk(2, dim)
+    _rsample_kl_backward.fused(walk, grad_z, grad_kl, *halves, seed, *rest, into=grad.chunk(2, dim))
+    return grad
+
+
+def _reference_moments_forward(moments, seed, dim, *rest):
+    return _rsample_kl_forward.reference(*moments.chunk(2, dim), seed, *rest)
+
+
+def _reference_moments_backward(grad_z, grad_kl, moments, seed, dim, *rest):
+    return torch.cat(_rsample_kl_backward.reference(grad_z, grad_kl, *moments.chunk(2, dim), seed, *rest), dim)
+
+
+_rsample_kl_moments_forward = define(
+    "rsample_kl_moments_forward(Tensor moments, Tensor seed, int dim, int batch_ndim, float lo, float hi)"
+    " -> (Tensor, Tensor)",
+    reference=_reference_moments_forward,
+    fused=_fused_moments_forward,
+    density="rsample_kl_forward",
+)
+_rsample_kl_moments_backward = define(
+    "rsample_kl_moments_backward(Tensor grad_z, Tensor grad_kl, Tensor moments, Tensor seed, int dim, int batch_ndim,"
+    " float lo, float hi) -> Tensor",
+    reference=_reference_moments_backward,
+    fused=_fused_moments_backward,
+    density="rsample_kl_backward",
+)
+
+
+class Rsample(torch.autograd.Function):
+    """Not `differentiable(...)`: the gradient of mu is grad_z itself."""
+
+    @staticmethod
+    def forward(ctx, mu, logvar, seed, lo, hi):
+        ctx.save_for_backward(logvar, seed)
+        ctx.bounds = lo, hi
+        return _rsample_forward.call(mu, logvar, seed, lo, hi)
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        call = _rsample_backward.reference if twice else _rsample_backward.call
+        return grad_z, call(grad_z, *ctx.saved_tensors, *ctx.bounds), None, None, None
+
+
+RsampleKL = differentiable("RsampleKL", _rsample_kl_forward, _rsample_kl_backward, saved=(0, 1, 2))
+RsampleKLMoments = differentiable(
+    "RsampleKLMoments", _rsample_kl_moments_forward, _rsample_kl_moments_backward, saved=(0, 1)
+)
+KLStandardNormal = differentiable(
+    "KLStandardNormal", _kl_standard_normal_forward, _kl_standard_normal_backward, saved=(0, 1)
+)
+KLNormal = differentiable("KLNormal", _kl_normal_forward, _kl_normal_backward, saved=(0, 1, 2, 3))
+
+
+def _pair(mu, logvar, batch_ndim, logvar_bounds, names=("mu", "logvar")):
+    """Check mu, logvar and batch_ndim; return the pair in one dtype, and the bounds."""
+    _checks.floating(names[0], mu)
+    _checks.floating(names[1], logvar)
+    _checks.alike(names[0], mu, names[1], logvar)
+    if batch_ndim != 1:
+        _checks.batch_ndim(batch_ndim, mu.ndim)
+    if mu.dtype != logvar.dtype:
+        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        mu, logvar = mu.to(dtype), logvar.to(dtype)
+    return mu, logvar, *_checks.bounds(logvar_bounds)
+
+
+def _eps(like: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+    return standard_normal_op.call(seed, like.shape, compute_dtype(like.dtype))
+
+
+def rsample(mu, logvar, *, seed=None, logvar_bounds=None) -> torch.Tensor:
+    """Reparameterised sample z = mu + exp(logvar / 2) * eps, eps ~ N(0, 1) (Kingma and Welling 2014).
+
+    Args:
+        mu, logvar: one shape, at least 1-d; float32, float64, float16 or bfloat16 (two different types are promoted
+            as `mu + logvar` would be).
+        seed: an int, an int64 tensor [2] from `draw_seed`, or None: drawn, so that `torch.manual_seed` rules.
+        logvar_bounds: (lo, hi) to clamp logvar to, with gradient zero outside; None for no bound.
+
+    Returns:
+        z, contiguous, of mu's shape and type. Half types are computed in float32 and rounded once.
+
+    Gradient: dz/dmu = 1, dz/dlogvar = exp(logvar / 2) * eps / 2, eps made again from the seed.
+
+    Raises:
+        TypeError, ValueError: for another shape, type, device, seed or bounds, named in the message.
+    """
+    mu, logvar, lo, hi = _pair(mu, logvar, 1, logvar_bounds)
+    seed = seed_for(mu, seed)
+    if transformed():
+        return reference.rsample(mu, logvar, _eps(mu, seed), lo, hi)
+    return Rsample.apply(mu, logvar, seed, lo, hi)
+
+
+def rsample_kl(mu, logvar, *, seed=None, batch_ndim: int = 1, logvar_bounds=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rsample` and `kl_standard_normal` in one pass over mu and logvar.
+
+    Returns:
+        (z, kl): z of mu's shape and type; kl of shape mu.shape[:batch_ndim], float32 (float64 for float64 inputs).
+
+    Arguments, gradient and errors as for those two.
+    """
+    mu, logvar, lo, hi = _pair(mu, logvar, batch_ndim, logvar_bounds)
+    seed = seed_for(mu, seed)
+    if transformed():
+        return reference.rsample_kl(mu, logvar, _eps(mu, seed), batch_ndim, lo, hi)
+    return RsampleKL.apply(mu, logvar, seed, batch_ndim, lo, hi)
+
+
+def rsample_kl_moments(
+    moments, dim: int = 1, *, seed=None, batch_ndim: int = 1, logvar_bounds=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rsample_kl` of an encoder's output taken whole: `mu, logvar = moments.chunk(2, dim)`.
+
+    The halves are read in place and the gradient is written as one tensor.
+
+    Args:
+        moments: [*batch, *event] with an even size at `dim`, which must be a dimension of the event.
+        seed, batch_ndim, logvar_bounds: as for `rsample_kl`.
+
+    Returns:
+        (z, kl), where z has half of moments' size at `dim`.
+    """
+    _checks.floating("moments", moments)
+    _checks.batch_ndim(batch_ndim, moments.ndim)
+    axis = _checks.event_dim(dim, moments.ndim, batch_ndim)
+    if moments.shape[axis] % 2:
+        raise ValueError(f"moments must have an even size at dim {dim}, got shape {tuple(moments.shape)}")
+    lo, hi = _checks.bounds(logvar_bounds)
+    seed = seed_for(moments, seed)
+    if transformed():
+        mu, logvar = moments.chunk(2, axis)
+        return reference.rsample_kl(mu, logvar, _eps(mu, seed), batch_ndim, lo, hi)
+    return RsampleKLMoments.apply(moments, seed, axis, batch_ndim, lo, hi)
+
+
+def kl_standard_normal(mu, logvar, *, batch_ndim: int = 1, logvar_bounds=None) -> torch.Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) per sample: sum of (mu^2 + exp(logvar) - 1 - logvar) / 2 over the event.
+
+    Args:
+        mu, logvar, logvar_bounds: as for `rsample`.
+        batch_ndim: how many leading dimensions are the batch (0: one number for all).
+
+    Returns:
+        kl of shape mu.shape[:batch_ndim], in nats; summed in and returned as float32 (float64 for float64 inputs),
+        without cancellation near the prior, where mu and logvar are small.
+
+    Gradient: dKL/dmu = mu, dKL/dlogvar = (exp(logvar) - 1) / 2.
+    """
+    mu, logvar, lo, hi = _pair(mu, logvar, batch_ndim, logvar_bounds)
+    if transformed():
+        return reference.kl_standard_normal(mu, logvar, batch_ndim, lo, hi)
+    return KLStandardNormal.apply(mu, logvar, batch_ndim, lo, hi)
+
+
+def kl_normal(mu_q, logvar_q, mu_p, logvar_p, *, batch_ndim: int = 1, logvar_bounds=None) -> torch.Tensor:
+    """KL(q || p) of diagonal Gaussians per sample, in nats:
+    sum of (exp(d) - 1 - d + (mu_q - mu_p)^2 / exp(logvar_p)) / 2 with d = logvar_q - logvar_p.
+
+    Args:
+        mu_q, logvar_q, mu_p, logvar_p: shapes that broadcast to one (a prior [D] against a batch [B, D] is read in
+            place); types as for `rsample`.
+        batch_ndim, logvar_bounds: as for `kl_standard_normal`; the bounds hold for both log-variances.
+
+    Returns:
+        kl of the broadcast shape's first batch_ndim dimensions; float32 (float64 for float64 inputs).
+
+    Gradient: to all four. Equal means are at distance zero however small the variance.
+    """
+    tensors = mu_q, logvar_q, mu_p, logvar_p
+    names = "mu_q", "logvar_q", "mu_p", "logvar_p"
+    for name, tensor in zip(names, tensors, strict=True):
+        _checks.floating(name, tensor)
+    if not mu_q.shape == logvar_q.shape == mu_p.shape == logvar_p.shape:
+        try:
+            tensors = torch.broadcast_tensors(*tensors)
+        except RuntimeError:
+            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(names, tensors, strict=True))
+            raise ValueError(f"mu_q, logvar_q, mu_p and logvar_p must broadcast to one shape, got {shapes}") from None
+    mu_q, logvar_q, lo, hi = _pair(*tensors[:2], batch_ndim, logvar_bounds, names[:2])
+    mu_p, logvar_p, _, _ = _pair(*tensors[2:], batch_ndim, logvar_bounds, names[2:])
+    _checks.alike("mu_q", mu_q, "mu_p", mu_p)
+    if mu_q.dtype != mu_p.dtype:
+        dtype = torch.promote_types(mu_q.dtype, mu_p.dtype)
+        mu_q, logvar_q, mu_p, logvar_p = (t.to(dtype) for t in (mu_q, logvar_q, mu_p, logvar_p))
+    if transformed():
+        return reference.kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
+    return KLNormal.apply(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
