@@ -48,7 +48,10 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
 
     def run(*args):
         walk = _backends.walk(density, next(a.device.type for a in args if isinstance(a, torch.Tensor)))
-        return reference(*args) if walk is None else fused(walk, *args)
+        if walk is not None:
+            return fused(walk, *args)
+        result = reference(*args)  # which follows its inputs' strides, while fused bodies and the fake are contiguous
+        return tuple(t.contiguous() for t in result) if isinstance(result, tuple) else result.contiguous()
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vaefast::{name}", lambda *args: fused(_no_walk, *args), lib=_library)

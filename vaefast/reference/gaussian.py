@@ -28,7 +28,7 @@ def _bounded(logvar: torch.Tensor, lo: float, hi: float) -> torch.Tensor:
 
 
 def _inside(grad: torch.Tensor, logvar: torch.Tensor, lo: float, hi: float) -> torch.Tensor:
-    return grad if lo == -math.inf and hi == math.inf else torch.where((logvar >= lo) & (logvar <= hi), grad, 0)
+    return grad if lo == -math.inf and hi == math.inf else torch.where((logvar < lo) | (logvar > hi), 0, grad)
 
 
 def _row_sum(values: torch.Tensor, batch_ndim: int) -> torch.Tensor:
@@ -95,8 +95,7 @@ def kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi):
 def kl_normal_backward(grad_kl, mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi):
     """dKL/dmu_q = (mu_q - mu_p) / var_p = -dKL/dmu_p, dKL/dlogvar_q = (exp(d) - 1) / 2,
     dKL/dlogvar_p = (1 - exp(d) - ((mu_q - mu_p) / sigma_p)^2) / 2, times grad_kl."""
-    wide = mu_q_, logvar_q_, mu_p_, logvar_p_ = _wide(mu_q, logvar_q, mu_p, logvar_p)
-    del wide
+    mu_q_, logvar_q_, mu_p_, logvar_p_ = _wide(mu_q, logvar_q, mu_p, logvar_p)
     bounded_q, bounded_p = _bounded(logvar_q_, lo, hi), _bounded(logvar_p_, lo, hi)
     grad_kl = _per_element(grad_kl, mu_q)
     distance = _standardised(mu_q_ - mu_p_, bounded_p)

@@ -1,0 +1,262 @@
+// The `rows` walk on the CPU. Compiled once per instruction set (VAEFAST_ISA names the copy).
+//
+// The elements are cut into tiles of at most kTile, whole rows where rows are short, else pieces of one row. A tile is
+// staged in the first-level cache: inputs of any strides and type become contiguous floats (a contiguous float32
+// input is read where it lies), the noise is made beside them, the density maps vectors, and row sums are added up.
+// Tiles depend on the sizes alone, so results do not depend on the number of threads.
+#include <cstdlib>
+
+#include "cpu/normals.h"
+#include "density/table.h"
+#include "walk.h"
+
+namespace vaefast {
+inline namespace VAEFAST_ISA {
+namespace {
+
+constexpr int kTile = 1024;
+constexpr int64_t kParallel = 32768;  // elements below which starting threads costs more than it gains
+
+struct Tile {
+  int64_t row, col;
+  int rows, cols;  // rows == 1, or col == 0 and cols == walk.cols
+  int size() const { return rows * cols; }
+};
+
+// Visit a tensor's runs of equal stride within the tile: f(offset in the tensor, offset in the tile, length).
+template <class F>
+VF_FN void for_each_run(const Elements& e, const Tile& tile, F f) {
+  int at = 0;
+  for (int r = 0; r < tile.rows; ++r) {
+    int64_t base = (tile.row + r) * e.row_stride;
+    for (int64_t col = tile.col, end = tile.col + tile.cols; col < end;) {
+      int64_t segment = col / e.segment, within = col - segment * e.segment;
+      int64_t left = e.segment - within;
+      int length = static_cast<int>(left < end - col ? left : end - col);
+      f(base + segment * e.segment_stride + within * e.stride, at, length);
+      at += length;
+      col += length;
+    }
+  }
+}
+
+bool lies_flat(const Elements& e, const Tile& tile) {
+  bool one_run = e.stride == 1 && tile.col % e.segment + tile.cols <= e.segment;
+  return one_run && (tile.rows == 1 || e.row_stride == tile.cols);
+}
+
+template <class S, class C>
+void gather(const Elements& e, const Tile& tile, C* to) {
+  auto data = static_cast<const S*>(e.data);
+  for_each_run(e, tile, [&](int64_t from, int at, int length) {
+    const S* source = data + from;
+    if (e.stride == 1)
+      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i]));
+    else
+      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * e.stride]));
+  });
+}
+
+template <class S, class C>
+void scatter(const Elements& e, const Tile& tile, const C* from) {
+  auto data = static_cast<S*>(e.data);
+  for_each_run(e, tile, [&](int64_t to, int at, int length) {
+    for (int i = 0; i < length; ++i) narrow(from[at + i], data[to + i * e.stride]);
+  });
+}
+
+template <class C>
+constexpr DType kNative = sizeof(C) == 4 ? DType::float32 : DType::float64;
+
+// Where the tile's values lie as contiguous C: in the tensor itself, or in `buffer` once filled.
+template <class C>
+C* place(const Elements& e, const Tile& tile, C* buffer) {
+  if (e.dtype != kNative<C> || !lies_flat(e, tile)) return buffer;
+  return static_cast<C*>(e.data) + tile.row * e.row_stride + tile.col / e.segment * e.segment_stride +
+         tile.col % e.segment;
+}
+
+void read(const Elements& e, const Tile& tile, float* buffer) {
+  switch (e.dtype) {
+    case DType::float16: return gather<Float16>(e, tile, buffer);
+    case DType::bfloat16: return gather<BFloat16>(e, tile, buffer);
+    default: return gather<float>(e, tile, buffer);
+  }
+}
+void read(const Elements& e, const Tile& tile, double* buffer) { gather<double>(e, tile, buffer); }
+
+void write(const Elements& e, const Tile& tile, const float* buffer) {
+  switch (e.dtype) {
+    case DType::float16: return scatter<Float16>(e, tile, buffer);
+    case DType::bfloat16: return scatter<BFloat16>(e, tile, buffer);
+    default: return scatter<float>(e, tile, buffer);
+  }
+}
+void write(const Elements& e, const Tile& tile, const double* buffer) { scatter<double>(e, tile, buffer); }
+
+template <class V>
+VF_FN V noise_vector(const float* eps) {
+  if constexpr (sizeof(Scalar<V>) == 4) {
+    return load<V>(eps);
+  } else {
+    V v;
+    for (unsigned i = 0; i < sizeof(V) / 8; ++i) v[i] = eps[i];
+    return v;
+  }
+}
+
+template <class D, class C>
+class Runner {
+  using V = typename VectorOf<C>::Type;
+  static constexpr int kLanes = sizeof(V) / sizeof(C);
+  static constexpr int kPadded = kTile + kNormals;
+  template <int N>
+  static constexpr int kAtLeast1 = N > 0 ? N : 1;
+
+ public:
+  explicit Runner(const Walk& walk) : walk_(walk) {
+    for (int i = 0; i < D::params; ++i) params_[i] = static_cast<C>(walk.params[i]);
+    if (D::noise) seed_ = walk.seed[0], offset_ = walk.seed[1];
+    pieces_ = walk.cols > kTile ? (walk.cols + kTile - 1) / kTile : 1;
+    rows_per_tile_ = walk.cols > 0 && pieces_ == 1 ? kTile / walk.cols : 1;
+    tiles_ = (walk.rows + rows_per_tile_ - 1) / rows_per_tile_ * pieces_;
+  }
+
+  void run(int threads) {
+    if (walk_.cols == 0) {  // the sum over nothing
+      for (int k = 0; k < D::row_outputs; ++k)
+        for (int64_t r = 0; r < walk_.rows; ++r) put_row(k, r, 0);
+      return;
+    }
+    double* partial = nullptr;  // [row output, row, piece]
+    if (D::row_outputs && pieces_ > 1)
+      partial = static_cast<double*>(malloc(sizeof(double) * D::row_outputs * walk_.rows * pieces_));
+    [[maybe_unused]] bool parallel = threads > 1 && tiles_ > 1 && walk_.rows * walk_.cols >= kParallel;
+#pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
+    for (int64_t t = 0; t < tiles_; ++t) map(tile(t), partial);
+    if (partial) {
+      for (int k = 0; k < D::row_outputs; ++k)
+        for (int64_t r = 0; r < walk_.rows; ++r) {
+          double total = 0;
+          for (int64_t i = 0; i < pieces_; ++i) total += partial[(k * walk_.rows + r) * pieces_ + i];
+          put_row(k, r, static_cast<C>(total));
+        }
+      free(partial);
+    }
+  }
+
+ private:
+  Tile tile(int64_t t) const {
+    if (pieces_ > 1) {
+      int64_t col = t % pieces_ * kTile, left = walk_.cols - col;
+      return {t / pieces_, col, 1, static_cast<int>(left < kTile ? left : kTile)};
+    }
+    int64_t row = t * rows_per_tile_, left = walk_.rows - row;
+    return {row, 0, static_cast<int>(left < rows_per_tile_ ? left : rows_per_tile_), static_cast<int>(walk_.cols)};
+  }
+
+  void put_row(int k, int64_t row, C value) const {
+    static_cast<C*>(walk_.row_outputs[k].data)[row * walk_.row_outputs[k].stride] = value;
+  }
+
+  // The normals of the tile, made in whole groups; returns where the tile's first one lies.
+  const float* make_noise(const Tile& tile, float* buffer) const {
+    int64_t first = tile.row * walk_.cols + tile.col, group = first / kNormals;
+    int skip = static_cast<int>(first - group * kNormals);
+    for (int at = 0; at < skip + tile.size(); at += kNormals) normals(buffer + at, group++, seed_, offset_);
+    return buffer + skip;
+  }
+
+  void map(const Tile& tile, double* partial) const {
+    alignas(64) C in_buffer[kAtLeast1<D::inputs>][D::inputs ? kPadded : 1];
+    alignas(64) C row_buffer[kAtLeast1<D::row_inputs>][D::row_inputs ? kPadded : 1];
+    alignas(64) C out_buffer[kAtLeast1<D::outputs>][D::outputs ? kPadded : 1];
+    alignas(64) C sum_buffer[kAtLeast1<D::row_outputs>][D::row_outputs ? kPadded : 1];
+    alignas(64) float noise_buffer[D::noise ? kPadded + kNormals : 1];
+    const C* in[kAtLeast1<D::inputs>];
+    C* out[kAtLeast1<D::outputs>];
+    const int size = tile.size();
+
+    for (int i = 0; i < D::inputs; ++i) {
+      in[i] = place(walk_.inputs[i], tile, in_buffer[i]);
+      if (in[i] == in_buffer[i]) read(walk_.inputs[i], tile, in_buffer[i]);
+    }
+    for (int i = 0; i < D::outputs; ++i) out[i] = place(walk_.outputs[i], tile, out_buffer[i]);
+    for (int i = 0; i < D::row_inputs; ++i) {
+      auto data = static_cast<const C*>(walk_.row_inputs[i].data);
+      for (int r = 0, at = 0; r < tile.rows; ++r) {
+        C value = data[(tile.row + r) * walk_.row_inputs[i].stride];
+        for (int c = 0; c < tile.cols; ++c) row_buffer[i][at++] = value;
+      }
+    }
+    [[maybe_unused]] const float* eps = nullptr;
+    if constexpr (D::noise) eps = make_noise(tile, noise_buffer);
+
+    int at = 0;
+    for (; at + kLanes <= size; at += kLanes) {
+      V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<D::row_outputs>];
+      V e{};
+      for (int i = 0; i < D::inputs; ++i) x[i] = load<V>(in[i] + at);
+      for (int i = 0; i < D::row_inputs; ++i) row[i] = load<V>(row_buffer[i] + at);
+      if constexpr (D::noise) e = noise_vector<V>(eps + at);
+      D()(x, row, e, params_, y, s);
+      for (int i = 0; i < D::outputs; ++i) store(out[i] + at, y[i]);
+      for (int i = 0; i < D::row_outputs; ++i) store(sum_buffer[i] + at, s[i]);
+    }
+    if (int rest = size - at) {
+      V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<D::row_outputs>];
+      V e{};
+      for (int i = 0; i < D::inputs; ++i) x[i] = load_some<V>(in[i] + at, rest);
+      for (int i = 0; i < D::row_inputs; ++i) row[i] = load_some<V>(row_buffer[i] + at, rest);
+      if constexpr (D::noise) e = noise_vector<V>(eps + at);
+      D()(x, row, e, params_, y, s);
+      for (int i = 0; i < D::outputs; ++i) store_some(out[i] + at, y[i], rest);
+      for (int i = 0; i < D::row_outputs; ++i) store_some(sum_buffer[i] + at, s[i], rest);
+    }
+
+    for (int i = 0; i < D::outputs; ++i)
+      if (out[i] == out_buffer[i]) write(walk_.outputs[i], tile, out_buffer[i]);
+    for (int i = 0; i < D::row_outputs; ++i)
+      for (int r = 0; r < tile.rows; ++r) {
+        C total = sum_of(sum_buffer[i] + r * tile.cols, tile.cols);
+        if (partial)
+          partial[(i * walk_.rows + tile.row + r) * pieces_ + tile.col / kTile] = total;
+        else
+          put_row(i, tile.row + r, total);
+      }
+  }
+
+  const Walk& walk_;
+  C params_[kAtLeast1<D::params>];
+  uint64_t seed_ = 0, offset_ = 0;
+  int64_t pieces_, rows_per_tile_, tiles_;
+};
+
+struct Entry {
+  const char* name;
+  void (*narrow)(const Walk&, int);
+  void (*wide)(const Walk&, int);
+};
+
+template <class D, class C>
+void run_density(const Walk& walk, int threads) {
+  Runner<D, C>(walk).run(threads);
+}
+
+#define VAEFAST_ENTRY(name, D) {name, run_density<D, float>, run_density<D, double>},
+constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
+
+}  // namespace
+
+// False: no density of that name.
+bool run_rows(const char* density, const Walk& walk, int threads) {
+  for (const Entry& entry : kEntries)
+    if (strcmp(entry.name, density) == 0) {
+      (walk.wide ? entry.wide : entry.narrow)(walk, threads);
+      return true;
+    }
+  return false;
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,226 @@
+// Vectors of the instruction set that this file is compiled for, with the operators of the compiler's vector types.
+// Only what those operators lack is written out: square root, 32 x 32 -> 64-bit products, interleaving, half types.
+#pragma once
+#include "density/math.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace vaefast {
+inline namespace VAEFAST_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr int kFloats = kBytes / 4;  // lanes of a vector of floats
+
+typedef float F32 __attribute__((vector_size(kBytes)));
+typedef double F64 __attribute__((vector_size(kBytes)));
+typedef int32_t I32 __attribute__((vector_size(kBytes)));
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef int64_t I64 __attribute__((vector_size(kBytes)));
+typedef uint64_t U64 __attribute__((vector_size(kBytes)));
+
+template <>
+struct Lanes<F32> {
+  using Scalar = float;
+  using Int = I32;
+  using Uint = U32;
+};
+
+template <>
+struct Lanes<I32> {
+  using Scalar = int32_t;
+};
+
+template <>
+struct Lanes<I64> {
+  using Scalar = int64_t;
+};
+
+template <>
+struct Lanes<F64> {
+  using Scalar = double;
+  using Int = I64;
+  using Uint = U64;
+};
+
+template <class C>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using Type = F32;
+};
+template <>
+struct VectorOf<double> {
+  using Type = F64;
+};
+
+template <class V>
+VF_FN V load(const Scalar<V>* from) {
+  V v;
+  memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <class V>
+VF_FN void store(Scalar<V>* to, V v) {
+  memcpy(to, &v, sizeof(v));
+}
+
+template <class V>
+VF_FN V load_some(const Scalar<V>* from, int count) {  // the other lanes are 0
+  V v{};
+  memcpy(&v, from, count * sizeof(Scalar<V>));
+  return v;
+}
+
+template <class V>
+VF_FN void store_some(Scalar<V>* to, V v, int count) {
+  memcpy(to, &v, count * sizeof(Scalar<V>));
+}
+
+template <class S, int Bytes>
+struct VectorOfBytes {
+  typedef S Type __attribute__((vector_size(Bytes)));
+};
+
+template <class S, int Bytes>
+VF_FN S add_lanes(typename VectorOfBytes<S, Bytes>::Type v) {
+  if constexpr (Bytes == 16) {
+    if constexpr (sizeof(S) == 8) return v[0] + v[1];
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  } else {
+    typename VectorOfBytes<S, Bytes / 2>::Type half[2];
+    memcpy(half, &v, Bytes);
+    return add_lanes<S, Bytes / 2>(half[0] + half[1]);
+  }
+}
+
+// The sum of `values`, which may be read up to a vector past the end.
+template <class S>
+VF_FN S sum_of(const S* values, int count) {
+  using V = typename VectorOf<S>::Type;
+  constexpr int lanes = kBytes / sizeof(S);
+  V total{};
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) total += load<V>(values + i);
+  if (i < count) {
+    Int<V> lane;
+    for (int l = 0; l < lanes; ++l) lane[l] = l;
+    total += select(lane < Scalar<Int<V>>(count - i), load<V>(values + i), V{});
+  }
+  return add_lanes<S, kBytes>(total);
+}
+
+VF_FN F32 to_float(I32 value, F32*) { return __builtin_convertvector(value, F32); }
+
+VF_FN F32 exact_sqrt(F32 x) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(x);
+#elif defined(__x86_64__)
+  return _mm_sqrt_ps(x);
+#elif defined(__aarch64__)
+  return (F32)vsqrtq_f32((float32x4_t)x);
+#else
+  for (int i = 0; i < kFloats; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// The low words of 64-bit lanes, multiplied; high words are ignored on the way in and rubbish on the way out.
+VF_FN void multiply_wide(U64 a, uint32_t m, U64& hi, U64& lo) {
+#if defined(__AVX512F__)
+  lo = (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
+#elif defined(__AVX2__)
+  lo = (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
+#elif defined(__x86_64__)
+  lo = (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m));
+#elif defined(__aarch64__)
+  lo = (U64)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(m));
+#else
+  lo = (a & 0xffffffffu) * m;
+#endif
+  hi = lo >> 32;
+}
+
+// Lanes 0, 1, … of a and b in turn: those of the lower halves, and those of the upper.
+#if defined(__clang__)
+#define VAEFAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define VAEFAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, U32{__VA_ARGS__})
+#endif
+#if defined(__AVX512F__)
+VF_FN F32 interleave_lo(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+VF_FN F32 interleave_hi(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+#elif defined(__AVX2__)
+VF_FN F32 interleave_lo(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+VF_FN F32 interleave_hi(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#else
+VF_FN F32 interleave_lo(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 0, 4, 1, 5); }
+VF_FN F32 interleave_hi(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 2, 6, 3, 7); }
+#endif
+
+// ---- half types: bits in, bits out, rounded to nearest even ----
+
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+VF_FN float widen(float x) { return x; }
+VF_FN double widen(double x) { return x; }
+VF_FN float widen(BFloat16 x) { return bits<float>(static_cast<uint32_t>(x.bits) << 16); }
+VF_FN float widen(Float16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  // exponent and mantissa moved into float32's places, then scaled by 2^112: subnormals come right by themselves
+  uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
+  float scaled = bits<float>(magnitude) * 0x1p112f;
+  uint32_t finite = bits<uint32_t>(scaled);
+  uint32_t special = magnitude | 0x7f800000u;
+  uint32_t result = (x.bits & 0x7c00) == 0x7c00 ? special : finite;
+  return bits<float>(result | static_cast<uint32_t>(x.bits & 0x8000) << 16);
+#endif
+}
+
+VF_FN void narrow(float x, float& to) { to = x; }
+VF_FN void narrow(double x, double& to) { to = x; }
+VF_FN void narrow(float x, BFloat16& to) {
+  uint32_t b = bits<uint32_t>(x);
+  uint32_t rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  to.bits = static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
+}
+VF_FN void narrow(float x, Float16& to) {
+#if defined(__F16C__)
+  to.bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  uint32_t b = bits<uint32_t>(x), sign = b & 0x80000000u, magnitude = b ^ sign;
+  uint32_t result;
+  if (magnitude > 0x7f800000u) {
+    result = 0x7e00;
+  } else if (magnitude >= 0x47800000u) {  // 65536 and up
+    result = 0x7c00;
+  } else if (magnitude < 0x38800000u) {  // subnormal: the addition rounds
+    result = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    result = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  }
+  to.bits = static_cast<uint16_t>(result | sign >> 16);
+#endif
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

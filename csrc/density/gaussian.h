@@ -1,0 +1,122 @@
+// The Gaussian latent's densities. Formulas: vaefast/reference/gaussian.py.
+//
+// A density says how many tensors it reads and writes, and maps one element (or one vector of them):
+//   in[], row[]   elementwise inputs, numbers of the element's row
+//   eps           the element's noise, where `noise`
+//   p[]           params
+//   out[], sum[]  elementwise outputs, terms that the walk adds up over the row
+#pragma once
+#include "density/math.h"
+
+namespace vaefast {
+inline namespace VAEFAST_ISA {
+
+template <int Inputs, int RowInputs, int Outputs, int RowOutputs, bool Noise, int Params>
+struct Density {
+  static constexpr int inputs = Inputs, row_inputs = RowInputs, outputs = Outputs, row_outputs = RowOutputs;
+  static constexpr int params = Params;
+  static constexpr bool noise = Noise;
+};
+
+// What a density maps, for T = float, double or a vector of either.
+#define VAEFAST_MAP                                                                                             \
+  template <class T>                                                                                            \
+  VF_FN void operator()([[maybe_unused]] const T* in, [[maybe_unused]] const T* row, [[maybe_unused]] T eps,    \
+                        [[maybe_unused]] const Scalar<T>* p, [[maybe_unused]] T* out, [[maybe_unused]] T* sum) \
+      const
+
+struct StandardNormal : Density<0, 0, 1, 0, true, 0> {
+  VAEFAST_MAP { out[0] = eps; }
+};
+
+// logvar in [lo, hi]; its gradient is zero outside.
+template <class T>
+VF_FN T bounded(T logvar, const Scalar<T>* p) {
+  return clamp(logvar, p[0], p[1]);
+}
+
+template <class T>
+VF_FN T inside(T grad, T logvar, const Scalar<T>* p) {
+  return select((logvar < p[0]) | (logvar > p[1]), splat<T>(0), grad);  // NaN stays NaN
+}
+
+// sigma, and what KL needs of the variance, from one exponential: with h = logvar / 2 and m = e^h - 1,
+// e^logvar - 1 = m (2 + m) and e^logvar - 1 - logvar = 2 (e^h - 1 - h) + m^2, without cancellation near 0.
+template <class T>
+struct Spread {
+  T sigma, var_minus_1, excess;
+};
+
+template <class T>
+VF_FN Spread<T> spread(T logvar) {
+  Exp<T> e = exp_parts(logvar * Scalar<T>(0.5));
+  return {e.exp, e.expm1 * (e.expm1 + Scalar<T>(2)), e.excess * Scalar<T>(2) + e.expm1 * e.expm1};
+}
+
+struct RsampleForward : Density<2, 0, 1, 0, true, 2> {  // (mu, logvar) -> z
+  VAEFAST_MAP { out[0] = in[0] + exp_parts(bounded(in[1], p) * Scalar<T>(0.5)).exp * eps; }
+};
+
+struct RsampleBackward : Density<2, 0, 1, 0, true, 2> {  // (grad_z, logvar) -> grad_logvar
+  VAEFAST_MAP {
+    T sigma = exp_parts(bounded(in[1], p) * Scalar<T>(0.5)).exp;
+    out[0] = inside(in[0] * (sigma * Scalar<T>(0.5) * eps), in[1], p);
+  }
+};
+
+struct RsampleKLForward : Density<2, 0, 1, 1, true, 2> {  // (mu, logvar) -> z; kl
+  VAEFAST_MAP {
+    Spread<T> s = spread(bounded(in[1], p));
+    out[0] = in[0] + s.sigma * eps;
+    sum[0] = (in[0] * in[0] + s.excess) * Scalar<T>(0.5);
+  }
+};
+
+struct RsampleKLBackward : Density<3, 1, 2, 0, true, 2> {  // (grad_z, mu, logvar; grad_kl) -> grad_mu, grad_logvar
+  VAEFAST_MAP {
+    Spread<T> s = spread(bounded(in[2], p));
+    out[0] = in[0] + row[0] * in[1];
+    out[1] = inside((in[0] * (s.sigma * eps) + row[0] * s.var_minus_1) * Scalar<T>(0.5), in[2], p);
+  }
+};
+
+struct KLStandardNormalForward : Density<2, 0, 0, 1, false, 2> {  // (mu, logvar) -> kl
+  VAEFAST_MAP { sum[0] = (in[0] * in[0] + spread(bounded(in[1], p)).excess) * Scalar<T>(0.5); }
+};
+
+struct KLStandardNormalBackward : Density<2, 1, 2, 0, false, 2> {  // (mu, logvar; grad_kl) -> grad_mu, grad_logvar
+  VAEFAST_MAP {
+    out[0] = row[0] * in[0];
+    out[1] = inside(row[0] * (spread(bounded(in[1], p)).var_minus_1 * Scalar<T>(0.5)), in[1], p);
+  }
+};
+
+// (x / sigma); equal means are at distance 0 however small sigma
+template <class T>
+VF_FN T standardised(T x, T inverse_sigma) {
+  return select(x == splat<T>(0), x, x * inverse_sigma);
+}
+
+struct KLNormalForward : Density<4, 0, 0, 1, false, 2> {  // (mu_q, logvar_q, mu_p, logvar_p) -> kl
+  VAEFAST_MAP {
+    T logvar_p = bounded(in[3], p);
+    T distance = standardised(in[0] - in[2], exp_parts(logvar_p * Scalar<T>(-0.5)).exp);
+    sum[0] = (distance * distance + exp_parts(bounded(in[1], p) - logvar_p).excess) * Scalar<T>(0.5);
+  }
+};
+
+struct KLNormalBackward : Density<4, 1, 4, 0, false, 2> {  // (…; grad_kl) -> the gradients of all four
+  VAEFAST_MAP {
+    T logvar_p = bounded(in[3], p);
+    T inverse_sigma = exp_parts(logvar_p * Scalar<T>(-0.5)).exp;
+    T distance = standardised(in[0] - in[2], inverse_sigma);
+    T ratio_minus_1 = exp_parts(bounded(in[1], p) - logvar_p).expm1;
+    out[0] = row[0] * standardised(distance, inverse_sigma);
+    out[1] = inside(row[0] * (ratio_minus_1 * Scalar<T>(0.5)), in[1], p);
+    out[2] = -out[0];
+    out[3] = inside(row[0] * ((ratio_minus_1 + distance * distance) * Scalar<T>(-0.5)), in[3], p);
+  }
+};
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,93 @@
+// The noise: Philox4x32-10 and a Box-Muller whose every float32 operation is rounded on its own.
+// The same bits in every backend; ARCHITECTURE.md, "The noise", says what breaks them.
+#pragma once
+#include "density/math.h"  // before it, on the CPU, cpu/simd.h: the overloads for vectors must be known here
+
+namespace vaefast {
+inline namespace VAEFAST_ISA {
+
+// Salmon et al. 2011. `Word` holds one 32-bit word per lane, in a lane of 32 bits or in the low half of one of 64.
+template <class Word>
+VF_FN void philox4x32(Word counter[4], uint64_t seed) {
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    Word hi0, lo0, hi1, lo1;
+    multiply_wide(counter[0], 0xD2511F53u, hi0, lo0);
+    multiply_wide(counter[2], 0xCD9E8D57u, hi1, lo1);
+    counter[0] = hi1 ^ counter[1] ^ k0;
+    counter[1] = lo1;
+    counter[2] = hi0 ^ counter[3] ^ k1;
+    counter[3] = lo0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
+
+template <class T>
+VF_FN T exact_mul(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+template <class T>
+VF_FN T exact_add(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+// Two normals from two words.
+template <class T>
+VF_FN void box_muller(Uint<T> a, Uint<T> b, T& first, T& second) {
+  auto mul = [](T x, T y) { return exact_mul(x, y); };
+  auto add = [](T x, T y) { return exact_add(x, y); };
+  auto scale = [](T x, float y) { return exact_mul(x, splat<T>(y)); };
+  auto shift = [](T x, float y) { return exact_add(x, splat<T>(y)); };
+  T* type = nullptr;
+
+  T u = shift(scale(to_float(bits<Int<T>>(a >> 1), type), 0x1p-31f), 0x1p-32f);  // in (0, 1], never 0
+  // natural log (Cephes logf), the argument reduced to [sqrt(1/2), sqrt(2))
+  Int<T> k = bits<Int<T>>(u) - 0x3f3504f3;
+  T e = to_float(k >> 23, type);
+  T g = shift(bits<T>((k & 0x7fffff) + 0x3f3504f3), -1.f);
+  T w = mul(g, g);
+  T p = shift(scale(g, 7.0376836292e-2f), -1.1514610310e-1f);
+  p = shift(mul(p, g), 1.1676998740e-1f);
+  p = shift(mul(p, g), -1.2420140846e-1f);
+  p = shift(mul(p, g), 1.4249322787e-1f);
+  p = shift(mul(p, g), -1.6668057665e-1f);
+  p = shift(mul(p, g), 2.0000714765e-1f);
+  p = shift(mul(p, g), -2.4999993993e-1f);
+  p = shift(mul(p, g), 3.3333331174e-1f);
+  T y = mul(mul(p, g), w);
+  y = add(y, scale(e, -2.12194440e-4f));
+  y = add(y, scale(w, -0.5f));
+  T log_u = add(add(g, y), scale(e, 0.693359375f));
+  T r = exact_sqrt(scale(log_u, -2.f));
+  // angle: two quadrant bits and a signed remainder in [-pi/4, pi/4)
+  T t = scale(to_float(bits<Int<T>>(b << 2), type), 3.6572951981e-10f);
+  T t2 = mul(t, t);
+  T s = shift(scale(t2, -1.9515295891e-4f), 8.3321608736e-3f);
+  s = shift(mul(s, t2), -1.6666654611e-1f);
+  s = add(mul(mul(s, t2), t), t);
+  T c = shift(scale(t2, 2.443315711809948e-5f), -1.388731625493765e-3f);
+  c = shift(mul(c, t2), 4.166664568298827e-2f);
+  c = shift(add(mul(mul(c, t2), t2), scale(t2, -0.5f)), 1.f);
+  // quadrant bit 0 swaps sine and cosine; the signs are flipped in the sign bit itself
+  auto swap = bits<Int<T>>(b << 1) < 0;
+  Uint<T> sign_s = b & 0x80000000u;
+  Uint<T> sign_c = (b ^ (b << 1)) & 0x80000000u;
+  T sine = bits<T>(bits<Uint<T>>(select(swap, c, s)) ^ sign_s);
+  T cosine = bits<T>(bits<Uint<T>>(select(swap, s, c)) ^ sign_c);
+  first = mul(r, cosine);
+  second = mul(r, sine);
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,14 @@
+// The densities by the names that ops call them by. Every compiled backend expands this table.
+#pragma once
+#include "density/gaussian.h"
+
+#define VAEFAST_DENSITIES(X)                                   \
+  X("standard_normal", StandardNormal)                         \
+  X("rsample_forward", RsampleForward)                         \
+  X("rsample_backward", RsampleBackward)                       \
+  X("rsample_kl_forward", RsampleKLForward)                    \
+  X("rsample_kl_backward", RsampleKLBackward)                  \
+  X("kl_standard_normal_forward", KLStandardNormalForward)     \
+  X("kl_standard_normal_backward", KLStandardNormalBackward)   \
+  X("kl_normal_forward", KLNormalForward)                      \
+  X("kl_normal_backward", KLNormalBackward)

@@ -1,0 +1,33 @@
+// What a walk is told: sizes, strided tensors, row tensors, the seed and the density's numbers. Shared by every backend.
+#pragma once
+#include <cstdint>
+
+namespace vaefast {
+
+enum class DType : int { float32, float64, float16, bfloat16 };
+
+// Element (row, col) lies at row * row_stride + (col / segment) * segment_stride + (col % segment) * stride.
+struct Elements {
+  void* data;
+  DType dtype;
+  int64_t row_stride, segment, segment_stride, stride;
+};
+
+// One number per row, in the compute type.
+struct Rows {
+  void* data;
+  int64_t stride;
+};
+
+constexpr int kMaxElements = 8, kMaxRows = 4, kMaxParams = 8;
+
+struct Walk {
+  int64_t rows, cols;
+  Elements inputs[kMaxElements], outputs[kMaxElements];
+  Rows row_inputs[kMaxRows], row_outputs[kMaxRows];
+  const int64_t* seed;  // (seed, offset), in the device's memory
+  double params[kMaxParams];
+  bool wide;  // compute in float64 instead of float32
+};
+
+}  // namespace vaefast
