@@ -1,5 +1,8 @@
 // vaefast._C: the walks, called with pointers, sizes and strides. No PyTorch header, so one module serves every torch.
 #include <pybind11/pybind11.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include <string>
 #include <vector>
@@ -64,60 +67,113 @@ const std::vector<InstructionSet>& sets() {
   return found;
 }
 
-int64_t integer(PyObject* tuple, Py_ssize_t i) {
-  int64_t value = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
+const InstructionSet* chosen = nullptr;
+
+// Tensors are read through their Python attributes; vaefast/_extension.py hands these over when it loads the module.
+struct Torch {
+  PyObject *is_contiguous, *data_ptr, *dtype, *shape, *readable;
+  PyObject* dtypes[4];  // in the order of DType
+} torch_;
+
+// A new reference that is dropped at the end of its scope; null is the pending Python error.
+py::object owned(PyObject* object) {
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
 }
 
-void* pointer(PyObject* tuple, Py_ssize_t i) {
-  void* value = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tuple, i));
+py::object method(PyObject* self, PyObject* name) { return owned(PyObject_CallMethodNoArgs(self, name)); }
+
+void* pointer(PyObject* tensor) {
+  void* value = PyLong_AsVoidPtr(method(tensor, torch_.data_ptr).ptr());
   if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
   return value;
 }
 
-void limit(Py_ssize_t size, int most) {
-  if (size > most) throw py::value_error("too many tensors for a walk");
+int64_t integer(PyObject* object) {
+  int64_t value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
 }
 
-// (pointer, dtype, row stride, segment, segment stride, stride) each
-void read_elements(const py::tuple& tensors, Elements* to) {
-  limit(py::ssize_t(tensors.size()), kMaxElements);
-  for (py::ssize_t i = 0; i < py::ssize_t(tensors.size()); ++i) {
-    PyObject* t = PyTuple_GET_ITEM(tensors.ptr(), i);
-    to[i] = {pointer(t, 0), static_cast<DType>(integer(t, 1)), integer(t, 2), integer(t, 3), integer(t, 4), integer(t, 5)};
-  }
+DType dtype(PyObject* tensor) {
+  py::object found = owned(PyObject_GetAttr(tensor, torch_.dtype));
+  for (int i = 0; i < 4; ++i)
+    if (found.ptr() == torch_.dtypes[i]) return static_cast<DType>(i);
+  throw py::type_error("a walk takes float32, float64, float16 and bfloat16 tensors");
 }
 
-// (pointer, stride) each
-void read_rows(const py::tuple& tensors, Rows* to) {
-  limit(py::ssize_t(tensors.size()), kMaxRows);
-  for (py::ssize_t i = 0; i < py::ssize_t(tensors.size()); ++i) {
-    PyObject* t = PyTuple_GET_ITEM(tensors.ptr(), i);
-    to[i] = {pointer(t, 0), integer(t, 1)};
-  }
-}
+bool is_contiguous(PyObject* tensor) { return method(tensor, torch_.is_contiguous).ptr() == Py_True; }
 
-Walk read_walk(int64_t rows, int64_t cols, bool wide, const py::tuple& inputs, const py::tuple& row_inputs,
-               const py::tuple& outputs, const py::tuple& row_outputs, uintptr_t seed, const py::tuple& params) {
+// A call of a walk, as Python makes it: the walk itself, and what must live until it has run.
+struct Call {
   Walk walk{};
-  walk.rows = rows;
-  walk.cols = cols;
-  walk.wide = wide;
-  read_elements(inputs, walk.inputs);
-  read_elements(outputs, walk.outputs);
-  read_rows(row_inputs, walk.row_inputs);
-  read_rows(row_outputs, walk.row_outputs);
-  walk.seed = reinterpret_cast<const int64_t*>(seed);
-  limit(py::ssize_t(params.size()), kMaxParams);
-  for (py::ssize_t i = 0; i < py::ssize_t(params.size()); ++i)
-    walk.params[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(params.ptr(), i));
-  return walk;
-}
+  std::vector<py::object> keep;
+  int batch_ndim;
+
+  Call(int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
+       const py::tuple& row_outputs, const py::object& seed, const py::tuple& params)
+      : batch_ndim(batch_ndim) {
+    PyObject* head = PyTuple_GET_ITEM((outputs.empty() ? inputs : outputs).ptr(), 0);
+    py::object shape = owned(PyObject_GetAttr(head, torch_.shape));
+    walk.rows = walk.cols = 1;
+    for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(shape.ptr()); ++i)
+      (i < batch_ndim ? walk.rows : walk.cols) *= integer(PyTuple_GET_ITEM(shape.ptr(), i));
+    walk.wide = dtype(head) == DType::float64;
+    elements(inputs, walk.inputs);
+    elements(outputs, walk.outputs);
+    rows(row_inputs, walk.row_inputs);
+    rows(row_outputs, walk.row_outputs);
+    if (!seed.is_none()) walk.seed = static_cast<const int64_t*>(pointer(seed.ptr()));
+    limit(params, kMaxParams);
+    for (size_t i = 0; i < params.size(); ++i) {
+      walk.params[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(params.ptr(), i));
+      if (PyErr_Occurred()) throw py::error_already_set();
+    }
+  }
+
+  void limit(const py::tuple& tensors, int most) {
+    if (tensors.size() > static_cast<size_t>(most)) throw py::value_error("too many arguments for a walk");
+  }
+
+  void elements(const py::tuple& tensors, Elements* to) {
+    limit(tensors, kMaxElements);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
+      to[i] = {nullptr, dtype(tensor), walk.cols, walk.cols, 0, 1};
+      if (!is_contiguous(tensor)) {  // (tensor or a copy of it, its layout)
+        keep.push_back(py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(tensor), batch_ndim, walk.cols));
+        PyObject* layout = PyTuple_GET_ITEM(keep.back().ptr(), 1);
+        tensor = PyTuple_GET_ITEM(keep.back().ptr(), 0);
+        to[i].row_stride = integer(PyTuple_GET_ITEM(layout, 0));
+        to[i].segment = integer(PyTuple_GET_ITEM(layout, 1));
+        to[i].segment_stride = integer(PyTuple_GET_ITEM(layout, 2));
+        to[i].stride = integer(PyTuple_GET_ITEM(layout, 3));
+      }
+      to[i].data = pointer(tensor);
+    }
+  }
+
+  void rows(const py::tuple& tensors, Rows* to) {
+    limit(tensors, kMaxRows);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      py::object tensor = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(tensors.ptr(), i));
+      if (!is_contiguous(tensor.ptr())) {
+        keep.push_back(tensor.attr("contiguous")());
+        tensor = keep.back();
+      }
+      to[i] = {pointer(tensor.ptr()), 1};
+    }
+  }
+};
 
 void unknown(const char* density) { throw py::key_error(std::string("no density named ") + density); }
 
 }  // namespace
+
+#define VAEFAST_WALK_ARGUMENTS                                                                                   \
+  py::arg("density"), py::arg("batch_ndim"), py::arg("inputs") = py::tuple(), py::arg("row_inputs") = py::tuple(), \
+      py::arg("outputs") = py::tuple(), py::arg("row_outputs") = py::tuple(), py::arg("seed") = py::none(),         \
+      py::arg("params") = py::tuple()
 
 PYBIND11_MODULE(_C, m) {
   m.attr("build_facts") = VAEFAST_BUILD_FACTS;
@@ -129,37 +185,55 @@ PYBIND11_MODULE(_C, m) {
 
   py::list names;
   for (const auto& set : sets())
-    if (set.supported) names.append(set.name);
+    if (set.supported) {
+      names.append(set.name);
+      if (chosen == nullptr) chosen = &set;
+    }
   m.attr("instruction_sets") = py::tuple(names);  // those that this machine runs, best first
 
-  m.def("cpu_rows", [](const std::string& isa, int threads, const char* density, int64_t rows, int64_t cols, bool wide,
-                       const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
-                       const py::tuple& row_outputs, uintptr_t seed, const py::tuple& params) {
-    Walk walk = read_walk(rows, cols, wide, inputs, row_inputs, outputs, row_outputs, seed, params);
-    for (const auto& set : sets())
-      if (isa == set.name) {
-        bool known;
-        {
-          py::gil_scoped_release release;
-          known = set.run_rows(density, walk, threads);
-        }
-        if (!known) unknown(density);
-        return;
-      }
-    throw py::key_error("no instruction set named " + isa);
+  m.def("attach", [](const py::tuple& dtypes, const py::object& readable) {
+    torch_ = {PyUnicode_InternFromString("is_contiguous"), PyUnicode_InternFromString("data_ptr"),
+              PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("shape"), readable.inc_ref().ptr(), {}};
+    for (int i = 0; i < 4; ++i) torch_.dtypes[i] = py::object(dtypes[i]).inc_ref().ptr();
   });
 
-#ifdef VAEFAST_HAS_CUDA
-  m.def("cuda_rows", [](int device, uintptr_t stream, const char* density, int64_t rows, int64_t cols, bool wide,
-                        const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
-                        const py::tuple& row_outputs, uintptr_t seed, const py::tuple& params) {
-    Walk walk = read_walk(rows, cols, wide, inputs, row_inputs, outputs, row_outputs, seed, params);
+  m.def("use_instruction_set", [](const std::string& name) {
+    for (const auto& set : sets())
+      if (set.supported && name == set.name) {
+        chosen = &set;
+        return;
+      }
+    throw py::value_error("no instruction set named " + name + " on this machine");
+  });
+
+  m.def("cpu_rows", [](const char* density, int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs,
+                       const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed,
+                       const py::tuple& params) {
+    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params);
+#ifdef _OPENMP
+    int threads = omp_get_max_threads();  // torch.set_num_threads sets it: both share one OpenMP runtime
+#else
+    int threads = 1;
+#endif
     bool known;
     {
       py::gil_scoped_release release;
-      known = cuda::run_rows(density, walk, device, reinterpret_cast<void*>(stream));
+      known = chosen->run_rows(density, call.walk, threads);
     }
     if (!known) unknown(density);
-  });
+  }, VAEFAST_WALK_ARGUMENTS);
+
+#ifdef VAEFAST_HAS_CUDA
+  m.def("cuda_rows", [](int device, uintptr_t stream, const char* density, int batch_ndim, const py::tuple& inputs,
+                        const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs,
+                        const py::object& seed, const py::tuple& params) {
+    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params);
+    bool known;
+    {
+      py::gil_scoped_release release;
+      known = cuda::run_rows(density, call.walk, device, reinterpret_cast<void*>(stream));
+    }
+    if (!known) unknown(density);
+  }, py::arg("device"), py::arg("stream"), VAEFAST_WALK_ARGUMENTS);
 #endif
 }

@@ -1,4 +1,4 @@
-"""The compiled module vaefast._C: loaded once, on first use, and called with pointers, sizes and strides."""
+"""The compiled module vaefast._C: loaded once, on first use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import warnings
 
 import torch
 
-from vaefast._layout import readable, rows_and_cols, writable
+from vaefast._layout import readable
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/walk.h, DType
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of DType, csrc/walk.h
 
 
 class LoadWarning(RuntimeWarning):
@@ -32,6 +32,11 @@ def _load():
         reason = f"the compiled module was built but does not load: {error}"
         warnings.warn(f"vaefast: {reason}. Slower backends run instead.", LoadWarning, stacklevel=2)
         return None, reason
+    _C.attach(_DTYPES, readable)
+    if asked := os.environ.get("VAEFAST_ISA"):
+        if asked not in _C.instruction_sets:
+            raise ValueError(f"VAEFAST_ISA must be one of {', '.join(_C.instruction_sets)} here, got {asked!r}")
+        _C.use_instruction_set(asked)
     return _C, None
 
 
@@ -52,52 +57,9 @@ def facts() -> dict | None:
     return {**ast.literal_eval(module().build_facts), "instruction_set": instruction_set()}
 
 
-@functools.cache
 def instruction_set() -> str:
-    """The best instruction set that was built and this machine runs, or VAEFAST_ISA's."""
-    available = module().instruction_sets
-    asked = os.environ.get("VAEFAST_ISA")
-    if asked and asked not in available:
-        raise ValueError(f"VAEFAST_ISA must be one of {', '.join(available)} on this machine, got {asked!r}")
-    return asked or available[0]
-
-
-def _elements(tensors, batch_ndim, cols, keep):
-    described = []
-    for tensor in tensors:
-        tensor, layout = readable(tensor, batch_ndim, cols)
-        keep.append(tensor)  # a copy must live until the walk has run
-        described.append((tensor.data_ptr(), _DTYPES[tensor.dtype], *layout))
-    return tuple(described)
-
-
-def _rows(tensors, keep):
-    described = []
-    for tensor in tensors:
-        if tensor.ndim != 1:
-            if not tensor.is_contiguous():
-                tensor = tensor.contiguous()
-            keep.append(tensor)
-            described.append((tensor.data_ptr(), 1))
-        else:
-            described.append((tensor.data_ptr(), tensor.stride(0)))
-    return tuple(described)
-
-
-def _arguments(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, keep):
-    head = outputs[0] if len(outputs) else inputs[0]
-    rows, cols = rows_and_cols(head.shape, batch_ndim)
-    return (
-        rows,
-        cols,
-        head.dtype is torch.float64,
-        _elements(inputs, batch_ndim, cols, keep),
-        _rows(row_inputs, keep),
-        _elements(outputs, batch_ndim, cols, keep),
-        _rows(row_outputs, keep),
-        0 if seed is None else seed.data_ptr(),
-        tuple(params),
-    )
+    """The instruction set that the CPU kernels run: the best that was built and this machine has, or VAEFAST_ISA's."""
+    return os.environ.get("VAEFAST_ISA") or module().instruction_sets[0]
 
 
 class _CPU:
@@ -108,12 +70,9 @@ class _CPU:
             return "it runs on CPU tensors only"
         return None if density in module().densities else f"it has no kernel for {density}"
 
-    def rows(
-        self, density, batch_ndim, *, inputs=(), row_inputs=(), outputs=(), row_outputs=(), seed=None, params=()
-    ) -> None:
-        keep = []
-        arguments = _arguments(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, keep)
-        module().cpu_rows(instruction_set(), torch.get_num_threads(), density, *arguments)
+    @property
+    def rows(self):
+        return module().cpu_rows
 
 
 class _CUDA:
@@ -126,13 +85,12 @@ class _CUDA:
             return "it runs on CUDA tensors only"
         return None if density in module().densities else f"it has no kernel for {density}"
 
-    def rows(
-        self, density, batch_ndim, *, inputs=(), row_inputs=(), outputs=(), row_outputs=(), seed=None, params=()
-    ) -> None:
-        keep = []
-        arguments = _arguments(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, keep)
+    def rows(self, density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params) -> None:
         device = (outputs or row_outputs)[0].device.index
-        module().cuda_rows(device, torch._C._cuda_getCurrentRawStream(device), density, *arguments)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        module().cuda_rows(
+            device, stream, density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params
+        )
 
 
 cpu, cuda = _CPU(), _CUDA()

@@ -47,7 +47,7 @@ def _merge(shape: tuple[int, ...], strides: tuple[int, ...], batch_ndim: int) ->
 
 
 def contiguous(cols: int) -> Layout:
-    return Layout(cols, cols, 0, 1)
+    return Layout(cols, max(cols, 1), 0, 1)  # cols are divided by the segment, also where there are none
 
 
 def readable(tensor: torch.Tensor, batch_ndim: int, cols: int) -> tuple[torch.Tensor, Layout]:
@@ -60,10 +60,8 @@ def readable(tensor: torch.Tensor, batch_ndim: int, cols: int) -> tuple[torch.Te
     return tensor, layout
 
 
-def writable(tensor: torch.Tensor, batch_ndim: int, cols: int) -> Layout:
-    """The layout of a tensor that a walk writes into; ops only allocate outputs that have one."""
-    return readable(tensor, batch_ndim, cols)[1]
-
-
-def rows_and_cols(shape: torch.Size, batch_ndim: int) -> tuple[int, int]:
-    return math.prod(shape[:batch_ndim]), math.prod(shape[batch_ndim:])
+def rows_and_cols(tensor: torch.Tensor, batch_ndim: int) -> tuple[int, int]:
+    if batch_ndim == 1:  # the everyday case, without slicing shapes
+        rows = tensor.shape[0]
+        return rows, tensor.numel() // rows if rows else 0
+    return math.prod(tensor.shape[:batch_ndim]), math.prod(tensor.shape[batch_ndim:])

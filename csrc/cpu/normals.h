@@ -21,8 +21,8 @@ VF_FN void normals(float* to, int64_t group, uint64_t seed, uint64_t offset) {
     r[1] = block >> 32;
     r[2] = U64{} + static_cast<uint32_t>(offset);
     r[3] = U64{} + static_cast<uint32_t>(offset >> 32);
-    philox4x32(r, seed);
   }
+  philox4x32(words, seed);
   U32 r[4];
   for (int i = 0; i < 4; ++i) r[i] = (U32)((words[0][i] & 0xffffffffu) | (words[1][i] << 32));
   F32 n0, n1, n2, n3;

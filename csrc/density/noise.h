@@ -6,19 +6,24 @@
 namespace vaefast {
 inline namespace VAEFAST_ISA {
 
-// Salmon et al. 2011. `Word` holds one 32-bit word per lane, in a lane of 32 bits or in the low half of one of 64.
-template <class Word>
-VF_FN void philox4x32(Word counter[4], uint64_t seed) {
+// Salmon et al. 2011, for N counters side by side, so that their chains of dependent operations overlap. `Word` holds
+// one 32-bit word per lane, in a lane of 32 bits or in the low half of one of 64.
+template <int N, class Word>
+VF_FN void philox4x32(Word (&counter)[N][4], uint64_t seed) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    Word hi0, lo0, hi1, lo1;
-    multiply_wide(counter[0], 0xD2511F53u, hi0, lo0);
-    multiply_wide(counter[2], 0xCD9E8D57u, hi1, lo1);
-    counter[0] = hi1 ^ counter[1] ^ k0;
-    counter[1] = lo1;
-    counter[2] = hi0 ^ counter[3] ^ k1;
-    counter[3] = lo0;
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      Word* c = counter[i];
+      Word hi0, lo0, hi1, lo1;
+      multiply_wide(c[0], 0xD2511F53u, hi0, lo0);
+      multiply_wide(c[2], 0xCD9E8D57u, hi1, lo1);
+      c[0] = hi1 ^ c[1] ^ k0;
+      c[1] = lo1;
+      c[2] = hi0 ^ c[3] ^ k1;
+      c[3] = lo0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }

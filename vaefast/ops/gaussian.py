@@ -103,12 +103,12 @@ class Rsample(torch.autograd.Function):
     def forward(ctx, mu, logvar, seed, lo, hi):
         ctx.save_for_backward(logvar, seed)
         ctx.bounds = lo, hi
-        return _rsample_forward.call(mu, logvar, seed, lo, hi)
+        return _rsample_forward(mu, logvar, seed, lo, hi)
 
     @staticmethod
     def backward(ctx, grad_z):
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        call = _rsample_backward.reference if twice else _rsample_backward.call
+        call = _rsample_backward.reference if twice else _rsample_backward
         return grad_z, call(grad_z, *ctx.saved_tensors, *ctx.bounds), None, None, None
 
 
@@ -127,8 +127,7 @@ def _pair(mu, logvar, batch_ndim, logvar_bounds, names=("mu", "logvar")):
     _checks.floating(names[0], mu)
     _checks.floating(names[1], logvar)
     _checks.alike(names[0], mu, names[1], logvar)
-    if batch_ndim != 1:
-        _checks.batch_ndim(batch_ndim, mu.ndim)
+    _checks.batch_ndim(batch_ndim, mu.ndim)
     if mu.dtype != logvar.dtype:
         dtype = torch.promote_types(mu.dtype, logvar.dtype)
         mu, logvar = mu.to(dtype), logvar.to(dtype)

@@ -11,7 +11,7 @@ from vaefast.reference import noise as reference
 
 def _fused_standard_normal(walk, seed, shape, dtype):
     out = seed.new_empty(shape, dtype=dtype)
-    walk("standard_normal", 0, outputs=(out,), seed=seed)
+    walk("standard_normal", 0, (), (), (out,), (), seed, ())
     return out
 
 
