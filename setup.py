@@ -9,8 +9,10 @@ VAEFAST_CUDA_ARCHS: compute capabilities, default "80;90;100".
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 # noise: no multiply-add may be contracted, and a square root that can set errno does not vectorise
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 # csrc/cpu/rows.cpp is compiled once per instruction set; the module picks one at run time
@@ -36,7 +39,7 @@ INSTRUCTION_SETS = {
 }  # fmt: skip
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A part that cannot be built on this machine, and why."""
 
 
@@ -51,6 +54,15 @@ def works(command: list[str], source: str, suffix: str) -> bool:
         return run.returncode == 0
 
 
+def say(text: str) -> None:
+    print(f"vaefast: {text}", file=sys.stderr)
+
+
+def escaped(path: Path) -> str:
+    """A path as a build file spells it."""
+    return str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+
 class Ninja:
     """The build file: one rule per compiler, one edge per object."""
 
@@ -63,9 +75,8 @@ class Ninja:
         self.lines += [f"rule {name}", f"  command = {command}", *depfile]
 
     def compile(self, rule: str, source: str, output: Path, flags: list[str]) -> None:
-        path = str(ROOT / "csrc" / source).replace(":", "$:").replace(" ", "$ ")
-        target = str(output).replace(":", "$:").replace(" ", "$ ")
-        self.lines += [f"build {target}: {rule} {path}", f"  flags = {' '.join(flags)}"]
+        path = escaped(ROOT / "csrc" / source)
+        self.lines += [f"build {escaped(output)}: {rule} {path}", f"  flags = {' '.join(map(shlex.quote, flags))}"]
         self.objects.append(output)
 
 
@@ -74,102 +85,96 @@ class BuildExtension(build_ext):
         wanted = os.environ.get("VAEFAST_BUILD", "auto")
         if wanted not in ("auto", "cpu", "cuda", "none"):
             raise SystemExit(f"VAEFAST_BUILD must be auto, cpu, cuda or none, got {wanted!r}")
-        self.stale_target().unlink(missing_ok=True)
-        if wanted == "none":
-            return self.say("VAEFAST_BUILD=none: no compiled module; the reference path runs everywhere")
-        try:
-            self.build(["cpu", "cuda"] if wanted in ("auto", "cuda") else ["cpu"])
-        except (Unavailable, subprocess.CalledProcessError) as error:
-            if wanted != "auto":
-                raise SystemExit(f"VAEFAST_BUILD={wanted}: {error}") from error
-            self.say(f"left out the CUDA kernels: {error}")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        in_place = ROOT / "vaefast" / target.name
+        for stale in {target, in_place} if self.editable() else {target}:
+            stale.unlink(missing_ok=True)
+        parts = {"auto": ["cuda", "cpu"], "cuda": ["cuda"], "cpu": ["cpu"], "none": []}[wanted]
+        for part in parts:
             try:
-                self.build(["cpu"])
-            except (Unavailable, subprocess.CalledProcessError) as error:
-                self.say(f"left out the compiled module, the reference path runs instead: {error}")
+                return self.build(target, with_cuda=part == "cuda")
+            except UnavailableError as error:
+                if wanted != "auto":
+                    raise SystemExit(f"VAEFAST_BUILD={wanted}: {error}") from error
+                say(f"left out the {part.upper()} kernels: {error}")
+        say("no compiled module: the pure-PyTorch reference runs instead")
+        return None
 
-    def say(self, text: str) -> None:
-        print(f"vaefast: {text}", file=sys.stderr)
+    def editable(self) -> bool:
+        return bool(self.inplace or self.editable_mode)
 
-    def target(self) -> Path:
-        return Path(self.get_ext_fullpath("vaefast._C"))
-
-    def stale_target(self) -> Path:
-        # an editable install writes beside the sources, where an older build would be picked up
-        return self.target().resolve() if not self.inplace else ROOT / "vaefast" / self.target().name
-
-    def build(self, parts: list[str]) -> None:
+    def build(self, target: Path, with_cuda: bool) -> None:
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         ninja = Ninja()
         cxx = os.environ.get("CXX") or ("c++" if shutil.which("c++") else "g++")
         if shutil.which(cxx) is None:
-            raise Unavailable(f"no C++ compiler ({cxx})")
-        include = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{self.pybind11()}", f"-I{ROOT / 'csrc'}"]
-        openmp = next((f for f in (["-fopenmp"],) if works([cxx, *f], "int main() {}\n#include <omp.h>", ".cpp")), [])
+            raise UnavailableError(f"no C++ compiler ({cxx})")
+        sources = f"-I{ROOT / 'csrc'}"
+        include = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{self.pybind11()}", sources]
+        openmp = ["-fopenmp"] if works([cxx, "-fopenmp"], "#include <omp.h>\n", ".cpp") else []
         ninja.rule("cxx", f"{cxx} $flags -MMD -MF $out.d -c $in -o $out")
         built = []
         for name, flags in self.instruction_sets(cxx).items():
             define = [f"-DVAEFAST_ISA={name}"]
-            ninja.compile("cxx", "cpu/rows.cpp", folder / f"rows_{name}.o", [*COMMON, *EXACT, *openmp, *flags, *define])
-            ninja.lines[-1] += f" {include[-1]}"
+            flags = [*COMMON, *EXACT, *openmp, *flags, *define, sources]
+            ninja.compile("cxx", "cpu/rows.cpp", folder / f"rows_{name}.o", flags)
             built.append(name)
         defines = [f"-DVAEFAST_HAS_{name.upper()}" for name in built]
-        link = [*openmp]
         facts = {"compiler": self.version(cxx), "openmp": bool(openmp), "instruction_sets": built, "cuda": None}
-        if "cuda" in parts:
-            facts["cuda"] = self.cuda(ninja, folder, link)
+        if with_cuda:
+            nvcc, facts["cuda"] = self.cuda(ninja, folder)
             defines.append("-DVAEFAST_HAS_CUDA")
         # a Python literal, read back by `vaefast info`
-        (folder / "build_facts.h").write_text(f'#define VAEFAST_BUILD_FACTS R"facts({repr(facts)})facts"\n')
+        (folder / "build_facts.h").write_text(f'#define VAEFAST_BUILD_FACTS R"facts({facts!r})facts"\n')
         ninja.compile("cxx", "module.cpp", folder / "module.o", [*COMMON, *openmp, *include, *defines, f"-I{folder}"])
-        output = folder / self.target().name
-        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-Wl,-s"]
-        ninja.rule("link", f"{cxx} {' '.join(shared)} $in -o $out {' '.join(link)}")
-        ninja.lines.append(f"build {output}: link {' '.join(map(str, ninja.objects))}")
+        output = folder / target.name
+        if with_cuda:
+            link = [nvcc, "-shared", "-cudart", "static", "-Xlinker", "-s", *(f"-Xcompiler {f}" for f in openmp)]
+        elif sys.platform == "darwin":
+            link = [cxx, "-bundle", "-undefined", "dynamic_lookup", *openmp]
+        else:
+            link = [cxx, "-shared", "-Wl,-s", *openmp]
+        ninja.rule("link", f"{' '.join(link)} $in -o $out")
+        ninja.lines.append(f"build {escaped(output)}: link {' '.join(map(escaped, ninja.objects))}")
         (folder / "build.ninja").write_text("\n".join(ninja.lines) + "\n")
         run = subprocess.run([self.ninja(), "-C", str(folder)], capture_output=True, text=True, check=False)
         if run.returncode:
-            raise Unavailable(f"the compiler failed:\n{run.stdout}{run.stderr}")
-        final = self.stale_target()
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(output, final)
-        self.say(f"built vaefast._C: {facts}")
+            raise UnavailableError(f"the compiler failed:\n{run.stdout}{run.stderr}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(output, target)
+        say(f"built vaefast._C: {facts}")
 
     def instruction_sets(self, cxx: str) -> dict[str, list[str]]:
         if platform.machine().lower() not in ("x86_64", "amd64"):
             return {"baseline": []}
         return {n: f for n, f in INSTRUCTION_SETS.items() if works([cxx, *f], "#include <immintrin.h>\n", ".cpp")}
 
-    def cuda(self, ninja: Ninja, folder: Path, link: list[str]) -> dict:
+    def cuda(self, ninja: Ninja, folder: Path) -> tuple[str, dict]:
         nvcc = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
         if not Path(nvcc).exists():
-            raise Unavailable("no nvcc")
+            raise UnavailableError("no nvcc")
         archs = os.environ.get("VAEFAST_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";")
         code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # and what comes after
         if not works([nvcc, *code], "__global__ void probe() {}\n", ".cu"):
-            raise Unavailable(f"{nvcc} does not compile for {', '.join(archs)}")
+            raise UnavailableError(f"{nvcc} does not compile for {', '.join(archs)}")
         ninja.rule("nvcc", f"{nvcc} $flags -MD -MF $out.d -c $in -o $out")
         flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc'}", *code]
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
             ninja.compile("nvcc", f"cuda/{source.name}", folder / f"{source.stem}_cuda.o", flags)
-        libraries = Path(nvcc).resolve().parents[1]
-        library = next((p for p in libraries.glob("**/libcudart_static.a")), None)
-        if library is None:
-            raise Unavailable("no libcudart_static.a beside nvcc")
-        link += [str(library), "-ldl", "-lrt", "-lpthread"]
-        return {"nvcc": self.version(nvcc), "architectures": archs}
+        return nvcc, {"nvcc": self.version(nvcc), "architectures": archs}
 
     def pybind11(self) -> str:
         try:
             import pybind11
-
-            return pybind11.get_include()
         except ImportError:  # a machine with torch and no network: torch ships pybind11's headers
-            import torch.utils.cpp_extension as cpp
-
-            return next(p for p in cpp.include_paths() if Path(p, "pybind11").is_dir())
+            spec = importlib.util.find_spec("torch")
+            bundled = Path(spec.origin).parent / "include" if spec else Path()
+            if not (bundled / "pybind11").is_dir():
+                raise UnavailableError("no pybind11") from None
+            return str(bundled)
+        return pybind11.get_include()
 
     def ninja(self) -> str:
         try:
@@ -179,7 +184,7 @@ class BuildExtension(build_ext):
         except ImportError:
             found = shutil.which("ninja")
             if found is None:
-                raise Unavailable("no ninja") from None
+                raise UnavailableError("no ninja") from None
             return found
 
     def version(self, tool: str) -> str:

@@ -1,5 +1,7 @@
 """vaefast: fused kernels, modules and models for variational autoencoders in PyTorch."""
 
+import importlib
+
 from vaefast._backends import BackendError, use_backend
 from vaefast.ops import (
     draw_seed,
@@ -12,6 +14,22 @@ from vaefast.ops import (
 )
 
 __version__ = "0.1.0"
+
+# imported when first used, so that `import vaefast` brings the ops alone
+_LAZY = ("data", "distributions", "models", "nn", "objectives", "training")
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f"vaefast.{name}")
+    if name == "info":
+        return importlib.import_module("vaefast.info").info
+    raise AttributeError(f"module 'vaefast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "info"})
+
 
 __all__ = [
     "BackendError",

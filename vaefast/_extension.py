@@ -88,9 +88,7 @@ class _CUDA:
     def rows(self, density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params) -> None:
         device = (outputs or row_outputs)[0].device.index
         stream = torch._C._cuda_getCurrentRawStream(device)
-        module().cuda_rows(
-            device, stream, density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params
-        )
+        module().cuda_rows(device, stream, density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params)
 
 
 cpu, cuda = _CPU(), _CUDA()

@@ -141,8 +141,8 @@ def differentiable(name: str, forward: Op, backward: Op, saved: tuple[int, ...])
 
     Args:
         backward: called with (*output grads, *saved arguments, *constants); returns the gradients of the leading
-            arguments of `forward`, whose tensors come before its constants. A backward that is itself to be differentiated (create_graph=True) runs the
-            backward op's reference, which is plain PyTorch.
+            arguments of `forward`, whose tensors come before its constants. A backward that is itself to be
+            differentiated (create_graph=True) runs the backward op's reference, which is plain PyTorch.
         saved: positions of the tensor arguments that the backward needs.
     """
 
