@@ -72,7 +72,7 @@ const InstructionSet* chosen = nullptr;
 // Tensors are read through their Python attributes; vaefast/_extension.py hands these over when it loads the module.
 struct Torch {
   PyObject *is_contiguous, *data_ptr, *dtype, *shape, *readable;
-  PyObject* dtypes[4];  // in the order of DType
+  PyObject* dtypes[kDTypes];  // in the order of DType
 } torch_;
 
 // A new reference that is dropped at the end of its scope; null is the pending Python error.
@@ -97,9 +97,9 @@ int64_t integer(PyObject* object) {
 
 DType dtype(PyObject* tensor) {
   py::object found = owned(PyObject_GetAttr(tensor, torch_.dtype));
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < kDTypes; ++i)
     if (found.ptr() == torch_.dtypes[i]) return static_cast<DType>(i);
-  throw py::type_error("a walk takes float32, float64, float16 and bfloat16 tensors");
+  throw py::type_error("a walk takes no tensor of this type");
 }
 
 bool is_contiguous(PyObject* tensor) { return method(tensor, torch_.is_contiguous).ptr() == Py_True; }
@@ -113,7 +113,7 @@ struct Call {
   Call(int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
        const py::tuple& row_outputs, const py::object& seed, const py::tuple& params)
       : batch_ndim(batch_ndim) {
-    PyObject* head = PyTuple_GET_ITEM((outputs.empty() ? inputs : outputs).ptr(), 0);
+    PyObject* head = PyTuple_GET_ITEM((inputs.empty() ? outputs : inputs).ptr(), 0);  // its shape is that of all
     py::object shape = owned(PyObject_GetAttr(head, torch_.shape));
     walk.rows = walk.cols = 1;
     for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(shape.ptr()); ++i)
@@ -139,7 +139,9 @@ struct Call {
     limit(tensors, kMaxElements);
     for (size_t i = 0; i < tensors.size(); ++i) {
       PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
-      to[i] = {nullptr, dtype(tensor), walk.cols, walk.cols, 0, 1};
+      to[i] = {nullptr, DType::float32, walk.cols, walk.cols, 0, 1};
+      if (tensor == Py_None) continue;
+      to[i].dtype = dtype(tensor);
       if (!is_contiguous(tensor)) {  // (tensor or a copy of it, its layout)
         keep.push_back(py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(tensor), batch_ndim, walk.cols));
         PyObject* layout = PyTuple_GET_ITEM(keep.back().ptr(), 1);
@@ -194,7 +196,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("attach", [](const py::tuple& dtypes, const py::object& readable) {
     torch_ = {PyUnicode_InternFromString("is_contiguous"), PyUnicode_InternFromString("data_ptr"),
               PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("shape"), readable.inc_ref().ptr(), {}};
-    for (int i = 0; i < 4; ++i) torch_.dtypes[i] = py::object(dtypes[i]).inc_ref().ptr();
+    for (int i = 0; i < kDTypes; ++i) torch_.dtypes[i] = py::object(dtypes[i]).inc_ref().ptr();
   });
 
   m.def("use_instruction_set", [](const std::string& name) {

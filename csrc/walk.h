@@ -4,11 +4,12 @@
 
 namespace vaefast {
 
-enum class DType : int { float32, float64, float16, bfloat16 };
+enum class DType : int { float32, float64, float16, bfloat16, uint8, int32, int64 };  // integers: inputs only
+constexpr int kDTypes = 7;
 
 // Element (row, col) lies at row * row_stride + (col / segment) * segment_stride + (col % segment) * stride.
 struct Elements {
-  void* data;
+  void* data;  // null: an output that nobody asked for
   DType dtype;
   int64_t row_stride, segment, segment_stride, stride;
 };

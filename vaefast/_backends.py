@@ -24,7 +24,7 @@ def _module(backend: str):
     if backend == "triton":
         from vaefast import kernels
 
-        return kernels
+        return kernels.backend
     from vaefast import _extension
 
     return _extension.cuda if backend == "cuda" else _extension.cpu

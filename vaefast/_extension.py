@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import os
 import warnings
 
@@ -11,7 +12,15 @@ import torch
 
 from vaefast._layout import readable
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of DType, csrc/walk.h
+_DTYPES = (  # in the order of DType, csrc/walk.h
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+)
 
 
 class LoadWarning(RuntimeWarning):
@@ -23,7 +32,7 @@ def _load():
     """(module, None), or (None, why not)."""
     try:
         # after torch: both then share one OpenMP runtime, and its pool of threads
-        from vaefast import _C
+        _C = importlib.import_module("vaefast._C")  # `from vaefast import _C` hides a missing file in an ImportError
     except ModuleNotFoundError as error:
         if error.name not in (None, "vaefast._C"):
             raise

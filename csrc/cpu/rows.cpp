@@ -5,6 +5,7 @@
 // input is read where it lies), the noise is made beside them, the density maps vectors, and row sums are added up.
 // Tiles depend on the sizes alone, so results do not depend on the number of threads.
 #include <cstdlib>
+#include <type_traits>
 
 #include "cpu/normals.h"
 #include "density/table.h"
@@ -57,11 +58,14 @@ void gather(const Elements& e, const Tile& tile, C* to) {
   });
 }
 
+template <class S>
+using float_or_double = std::conditional_t<sizeof(S) == 8, double, float>;
+
 template <class S, class C>
 void scatter(const Elements& e, const Tile& tile, const C* from) {
   auto data = static_cast<S*>(e.data);
   for_each_run(e, tile, [&](int64_t to, int at, int length) {
-    for (int i = 0; i < length; ++i) narrow(from[at + i], data[to + i * e.stride]);
+    for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(from[at + i]), data[to + i * e.stride]);
   });
 }
 
@@ -71,28 +75,34 @@ constexpr DType kNative = sizeof(C) == 4 ? DType::float32 : DType::float64;
 // Where the tile's values lie as contiguous C: in the tensor itself, or in `buffer` once filled.
 template <class C>
 C* place(const Elements& e, const Tile& tile, C* buffer) {
-  if (e.dtype != kNative<C> || !lies_flat(e, tile)) return buffer;
+  if (e.data == nullptr || e.dtype != kNative<C> || !lies_flat(e, tile)) return buffer;
   return static_cast<C*>(e.data) + tile.row * e.row_stride + tile.col / e.segment * e.segment_stride +
          tile.col % e.segment;
 }
 
-void read(const Elements& e, const Tile& tile, float* buffer) {
+template <class C>
+void read(const Elements& e, const Tile& tile, C* buffer) {
   switch (e.dtype) {
+    case DType::float32: return gather<float>(e, tile, buffer);
+    case DType::float64: return gather<double>(e, tile, buffer);
     case DType::float16: return gather<Float16>(e, tile, buffer);
     case DType::bfloat16: return gather<BFloat16>(e, tile, buffer);
-    default: return gather<float>(e, tile, buffer);
+    case DType::uint8: return gather<uint8_t>(e, tile, buffer);
+    case DType::int32: return gather<int32_t>(e, tile, buffer);
+    case DType::int64: return gather<int64_t>(e, tile, buffer);
   }
 }
-void read(const Elements& e, const Tile& tile, double* buffer) { gather<double>(e, tile, buffer); }
 
-void write(const Elements& e, const Tile& tile, const float* buffer) {
+template <class C>
+void write(const Elements& e, const Tile& tile, const C* buffer) {
   switch (e.dtype) {
+    case DType::float32: return scatter<float>(e, tile, buffer);
+    case DType::float64: return scatter<double>(e, tile, buffer);
     case DType::float16: return scatter<Float16>(e, tile, buffer);
     case DType::bfloat16: return scatter<BFloat16>(e, tile, buffer);
-    default: return scatter<float>(e, tile, buffer);
+    default: return;  // integers are never written
   }
 }
-void write(const Elements& e, const Tile& tile, const double* buffer) { scatter<double>(e, tile, buffer); }
 
 template <class V>
 VF_FN V noise_vector(const float* eps) {
@@ -215,7 +225,7 @@ class Runner {
     }
 
     for (int i = 0; i < D::outputs; ++i)
-      if (out[i] == out_buffer[i]) write(walk_.outputs[i], tile, out_buffer[i]);
+      if (out[i] == out_buffer[i] && walk_.outputs[i].data) write(walk_.outputs[i], tile, out_buffer[i]);
     for (int i = 0; i < D::row_outputs; ++i)
       for (int r = 0; r < tile.rows; ++r) {
         C total = sum_of(sum_buffer[i] + r * tile.cols, tile.cols);

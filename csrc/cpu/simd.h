@@ -179,8 +179,10 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-VF_FN float widen(float x) { return x; }
-VF_FN double widen(double x) { return x; }
+template <class S>
+VF_FN S widen(S x) {  // float, double and the integers convert by themselves
+  return x;
+}
 VF_FN float widen(BFloat16 x) { return bits<float>(static_cast<uint32_t>(x.bits) << 16); }
 VF_FN float widen(Float16 x) {
 #if defined(__F16C__)
