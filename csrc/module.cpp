@@ -54,7 +54,7 @@ std::vector<InstructionSet> instruction_sets() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")});
 #endif
 #ifdef VAEFAST_HAS_AVX2
-  sets.push_back({"avx2", avx2::run_rows, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")});
+  sets.push_back({"avx2", avx2::run_rows, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
 #endif
 #ifdef VAEFAST_HAS_BASELINE
   sets.push_back({"baseline", baseline::run_rows, true});

@@ -52,6 +52,37 @@ struct Lanes<F64> {
   using Uint = U64;
 };
 
+// at_most and at_least: the instructions return their second operand where one is NaN, so x comes second.
+#if defined(__AVX512F__)
+template <>
+struct Native<F32> : Plain<F32> {
+  VF_FN static F32 at_most(F32 x, F32 bound) { return _mm512_min_ps(bound, x); }
+  VF_FN static F32 at_least(F32 x, F32 bound) { return _mm512_max_ps(bound, x); }
+  VF_FN static F32 multiply_add(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  VF_FN static F32 scale(F32 x, F32 k, I32) { return _mm512_scalef_ps(x, k); }
+};
+template <>
+struct Native<F64> : Plain<F64> {
+  VF_FN static F64 at_most(F64 x, F64 bound) { return _mm512_min_pd(bound, x); }
+  VF_FN static F64 at_least(F64 x, F64 bound) { return _mm512_max_pd(bound, x); }
+  VF_FN static F64 multiply_add(F64 a, F64 b, F64 c) { return _mm512_fmadd_pd(a, b, c); }
+  VF_FN static F64 scale(F64 x, F64 k, I64) { return _mm512_scalef_pd(x, k); }
+};
+#elif defined(__AVX2__)
+template <>
+struct Native<F32> : Plain<F32> {
+  VF_FN static F32 at_most(F32 x, F32 bound) { return _mm256_min_ps(bound, x); }
+  VF_FN static F32 at_least(F32 x, F32 bound) { return _mm256_max_ps(bound, x); }
+  VF_FN static F32 multiply_add(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+};
+template <>
+struct Native<F64> : Plain<F64> {
+  VF_FN static F64 at_most(F64 x, F64 bound) { return _mm256_min_pd(bound, x); }
+  VF_FN static F64 at_least(F64 x, F64 bound) { return _mm256_max_pd(bound, x); }
+  VF_FN static F64 multiply_add(F64 a, F64 b, F64 c) { return _mm256_fmadd_pd(a, b, c); }
+};
+#endif
+
 template <class C>
 struct VectorOf;
 template <>

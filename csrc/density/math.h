@@ -80,14 +80,26 @@ VF_FN T select(Mask mask, T yes, T no) {
   return mask ? yes : no;
 }
 
+// What some instruction sets do better than these plain operators: cpu/simd.h specialises Native for their vectors.
 template <class T>
-VF_FN T minimum(T x, Scalar<T> bound) {  // NaN stays
-  return select(x > bound, splat<T>(bound), x);
-}
+struct Plain {
+  VF_FN static T at_most(T x, T bound) { return select(x > bound, bound, x); }   // NaN stays
+  VF_FN static T at_least(T x, T bound) { return select(x < bound, bound, x); }  // NaN stays
+  VF_FN static T multiply_add(T a, T b, T c) { return a * b + c; }
+  // x 2^k for an integer n = k, in two steps, so that a subnormal result is rounded once and 2^128 is reached
+  VF_FN static T scale(T x, T, Int<T> n) {
+    constexpr int mantissa = sizeof(Scalar<T>) == 4 ? 23 : 52, bias = sizeof(Scalar<T>) == 4 ? 127 : 1023;
+    Int<T> half = n >> 1;
+    return x * bits<T>((half + bias) << mantissa) * bits<T>((n - half + bias) << mantissa);
+  }
+};
+
+template <class T>
+struct Native : Plain<T> {};
 
 template <class T>
 VF_FN T clamp(T x, Scalar<T> lo, Scalar<T> hi) {  // NaN stays
-  return select(x < lo, splat<T>(lo), minimum(x, hi));
+  return Native<T>::at_least(Native<T>::at_most(x, splat<T>(hi)), splat<T>(lo));
 }
 
 template <class T>
@@ -99,7 +111,7 @@ struct ExpConstants<float> {
   static constexpr float log2e = 1.44269504088896341f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
   static constexpr float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   static constexpr float lowest = -104.f, highest = 89.f;
-  static constexpr int mantissa = 23, bias = 127, terms = 6;
+  static constexpr int terms = 6;
   VF_FN static constexpr float term(int i) {
     constexpr float p[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                            4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
@@ -114,12 +126,12 @@ struct ExpConstants<double> {
                           ln2_lo = 1.90821492927058770002e-10;
   static constexpr double shift = 6755399441055744.;
   static constexpr double lowest = -746., highest = 710.;
-  static constexpr int mantissa = 52, bias = 1023, terms = 13;
+  static constexpr int terms = 14;
   VF_FN static constexpr double term(int i) {
     constexpr double p[] = {1. / 1307674368000., 1. / 87178291200., 1. / 6227020800., 1. / 479001600., 1. / 39916800.,
                             1. / 3628800.,       1. / 362880.,      1. / 40320.,      1. / 5040.,      1. / 720.,
-                            1. / 120.,           1. / 24.,          1. / 6.};
-    return i < 13 ? p[i] : .5;
+                            1. / 120.,           1. / 24.,          1. / 6.,          1. / 2.};
+    return p[i];
   }
 };
 
@@ -135,27 +147,23 @@ struct Exp {
 template <class T>
 VF_FN Exp<T> exp_parts(T x) {
   using C = ExpConstants<Scalar<T>>;
+  using N = Native<T>;
   T bounded = clamp(x, C::lowest, C::highest);
-  T shifted = bounded * C::log2e + C::shift;
+  T shifted = N::multiply_add(bounded, splat<T>(C::log2e), splat<T>(C::shift));
   T k = shifted - C::shift;
-  T r = (bounded - k * C::ln2_hi) - k * C::ln2_lo;
+  T r = N::multiply_add(k, splat<T>(-C::ln2_lo), N::multiply_add(k, splat<T>(-C::ln2_hi), bounded));
   T p = splat<T>(C::term(0));
 #pragma GCC unroll 16
-  for (int i = 1; i < C::terms; ++i) p = p * r + C::term(i);
-  if constexpr (C::terms == 13) p = p * r + .5;
-  T q = p * r * r;
+  for (int i = 1; i < C::terms; ++i) p = N::multiply_add(p, r, splat<T>(C::term(i)));
+  T q = p * (r * r);
   T m = r + q;
-  // 2^k in two halves, so that a subnormal result is rounded once and 2^128 is reached
-  auto n = bits<Int<T>>(shifted) - bits<Int<Scalar<T>>>(C::shift);
-  auto half = n >> 1;
-  T scale1 = bits<T>((half + C::bias) << C::mantissa);
-  T scale2 = bits<T>((n - half + C::bias) << C::mantissa);
   Exp<T> result;
-  result.exp = (m + Scalar<T>(1)) * scale1 * scale2;
+  result.exp = N::scale(m + Scalar<T>(1), k, bits<Int<T>>(shifted) - bits<Int<Scalar<T>>>(C::shift));
   auto near = k == splat<T>(0);
   result.expm1 = select(near, m, result.exp - Scalar<T>(1));
   // past 100 the x no longer shows beside e^x; without the bound inf - inf would be NaN
-  result.excess = select(near, q, (result.exp - Scalar<T>(1)) - minimum(x, Scalar<T>(100)));
+  T linear = N::at_most(x, splat<T>(100));
+  result.excess = select(near, q, (result.exp - Scalar<T>(1)) - linear);
   return result;
 }
 
