@@ -95,11 +95,19 @@ int64_t integer(PyObject* object) {
   return value;
 }
 
+constexpr int64_t kSizes[kDTypes] = {4, 8, 2, 2, 1, 4, 8};  // bytes, in the order of DType
+
 DType dtype(PyObject* tensor) {
   py::object found = owned(PyObject_GetAttr(tensor, torch_.dtype));
   for (int i = 0; i < kDTypes; ++i)
     if (found.ptr() == torch_.dtypes[i]) return static_cast<DType>(i);
   throw py::type_error("a walk takes no tensor of this type");
+}
+
+int64_t product(PyObject* shape, int64_t from, int64_t to) {
+  int64_t result = 1;
+  for (int64_t i = from; i < to; ++i) result *= integer(PyTuple_GET_ITEM(shape, i));
+  return result;
 }
 
 bool is_contiguous(PyObject* tensor) { return method(tensor, torch_.is_contiguous).ptr() == Py_True; }
@@ -113,11 +121,11 @@ struct Call {
   Call(int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
        const py::tuple& row_outputs, const py::object& seed, const py::tuple& params)
       : batch_ndim(batch_ndim) {
-    PyObject* head = PyTuple_GET_ITEM((inputs.empty() ? outputs : inputs).ptr(), 0);  // its shape is that of all
+    py::object first = (inputs.empty() ? outputs : inputs)[0];  // its shape is that of all
+    PyObject* head = PyTuple_Check(first.ptr()) ? PyTuple_GET_ITEM(first.ptr(), 0) : first.ptr();
     py::object shape = owned(PyObject_GetAttr(head, torch_.shape));
-    walk.rows = walk.cols = 1;
-    for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(shape.ptr()); ++i)
-      (i < batch_ndim ? walk.rows : walk.cols) *= integer(PyTuple_GET_ITEM(shape.ptr(), i));
+    walk.rows = product(shape.ptr(), 0, batch_ndim);
+    walk.cols = product(shape.ptr(), batch_ndim, PyTuple_GET_SIZE(shape.ptr())) / (head == first.ptr() ? 1 : 2);
     walk.wide = dtype(head) == DType::float64;
     elements(inputs, walk.inputs);
     elements(outputs, walk.outputs);
@@ -135,24 +143,41 @@ struct Call {
     if (tensors.size() > static_cast<size_t>(most)) throw py::value_error("too many arguments for a walk");
   }
 
+  // Each a tensor, None for an output that nobody asked for, or (tensor, dim, which) for a half of its chunk(2, dim).
   void elements(const py::tuple& tensors, Elements* to) {
     limit(tensors, kMaxElements);
     for (size_t i = 0; i < tensors.size(); ++i) {
-      PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
+      PyObject* argument = PyTuple_GET_ITEM(tensors.ptr(), i);
+      bool half = PyTuple_Check(argument);
+      PyObject* tensor = half ? PyTuple_GET_ITEM(argument, 0) : argument;
       to[i] = {nullptr, DType::float32, walk.cols, walk.cols, 0, 1};
       if (tensor == Py_None) continue;
       to[i].dtype = dtype(tensor);
-      if (!is_contiguous(tensor)) {  // (tensor or a copy of it, its layout)
-        keep.push_back(py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(tensor), batch_ndim, walk.cols));
-        PyObject* layout = PyTuple_GET_ITEM(keep.back().ptr(), 1);
-        tensor = PyTuple_GET_ITEM(keep.back().ptr(), 0);
-        to[i].row_stride = integer(PyTuple_GET_ITEM(layout, 0));
-        to[i].segment = integer(PyTuple_GET_ITEM(layout, 1));
-        to[i].segment_stride = integer(PyTuple_GET_ITEM(layout, 2));
-        to[i].stride = integer(PyTuple_GET_ITEM(layout, 3));
+      int64_t offset = 0;
+      if (!is_contiguous(tensor)) {
+        tensor = strided(argument, &to[i]);
+      } else if (half) {
+        int64_t dim = integer(PyTuple_GET_ITEM(argument, 1)), which = integer(PyTuple_GET_ITEM(argument, 2));
+        py::object shape = owned(PyObject_GetAttr(tensor, torch_.shape));
+        int64_t segment = product(shape.ptr(), dim, PyTuple_GET_SIZE(shape.ptr())) / 2;
+        offset = which * segment * kSizes[static_cast<int>(to[i].dtype)];
+        to[i].row_stride = 2 * walk.cols;
+        to[i].segment = segment;
+        to[i].segment_stride = 2 * segment;
       }
-      to[i].data = pointer(tensor);
+      to[i].data = static_cast<char*>(pointer(tensor)) + offset;
     }
+  }
+
+  // Python finds the layout of what is not contiguous, or copies; returns the tensor to read.
+  PyObject* strided(PyObject* argument, Elements* to) {
+    keep.push_back(py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(argument), batch_ndim, walk.cols));
+    PyObject* layout = PyTuple_GET_ITEM(keep.back().ptr(), 1);
+    to->row_stride = integer(PyTuple_GET_ITEM(layout, 0));
+    to->segment = integer(PyTuple_GET_ITEM(layout, 1));
+    to->segment_stride = integer(PyTuple_GET_ITEM(layout, 2));
+    to->stride = integer(PyTuple_GET_ITEM(layout, 3));
+    return PyTuple_GET_ITEM(keep.back().ptr(), 0);
   }
 
   void rows(const py::tuple& tensors, Rows* to) {

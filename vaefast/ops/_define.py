@@ -72,11 +72,11 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
     return TABLE[name]
 
 
-def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+def empty_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-def _empty_rows(like: torch.Tensor, batch_ndim: int) -> torch.Tensor:
+def empty_rows(like: torch.Tensor, batch_ndim: int) -> torch.Tensor:
     shape = like.shape
     shape = shape[0] if batch_ndim == 1 else shape[:batch_ndim]
     dtype = like.dtype
@@ -106,11 +106,11 @@ def define_rows(
     by_row = bool(rows or row_outputs)
     count, first = len(names), elements[0]
 
-    def fused(walk, *args, into=None):
+    def fused(walk, *args):
         head = args[first]
         batch_ndim = args[count] if by_row else 1
-        out = tuple([_empty_like(args[i]) for i in outputs]) if into is None else into
-        sums = tuple([_empty_rows(head, batch_ndim) for _ in range(row_outputs)])
+        out = tuple([empty_like(args[i]) for i in outputs])
+        sums = tuple([empty_rows(head, batch_ndim) for _ in range(row_outputs)])
         walk(
             name,
             batch_ndim,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from vaefast._layout import halves
 from vaefast.ops import _checks
-from vaefast.ops._define import define, define_rows, differentiable, transformed
+from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, transformed
 from vaefast.ops.noise import seed_for, standard_normal_op
 from vaefast.reference import gaussian as reference
 from vaefast.reference.gaussian import compute_dtype
@@ -61,14 +62,18 @@ _kl_normal_backward = define_rows(
 # `rsample_kl_moments` is the same density, reading and writing the two halves of one tensor
 
 
-def _fused_moments_forward(walk, moments, seed, dim, *rest):
-    return _rsample_kl_forward.fused(walk, *moments.chunk(2, dim), seed, *rest)
+def _fused_moments_forward(walk, moments, seed, dim, batch_ndim, *bounds):
+    shape = list(moments.shape)
+    shape[dim] //= 2
+    z, kl = moments.new_empty(shape), empty_rows(moments, batch_ndim)
+    walk("rsample_kl_forward", batch_ndim, halves(moments, dim), (), (z,), (kl,), seed, bounds)
+    return z, kl
 
 
-def _fused_moments_backward(walk, grad_z, grad_kl, moments, seed, dim, *rest):
-    grad = moments.new_empty(moments.shape)
-    halves = moments.chunk(2, dim)
-    _rsample_kl_backward.fused(walk, grad_z, grad_kl, *halves, seed, *rest, into=grad.chunk(2, dim))
+def _fused_moments_backward(walk, grad_z, grad_kl, moments, seed, dim, batch_ndim, *bounds):
+    grad = empty_like(moments)
+    inputs = (grad_z, *halves(moments, dim))
+    walk("rsample_kl_backward", batch_ndim, inputs, (grad_kl,), halves(grad, dim), (), seed, bounds)
     return grad
 
 
