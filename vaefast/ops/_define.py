@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 
 import torch
@@ -72,6 +73,13 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
     return TABLE[name]
 
 
+def _pick(positions: list[int]) -> Callable[[tuple], tuple]:
+    """The arguments at these positions, as a tuple."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda args: tuple([args[i] for i in positions])
+
+
 def empty_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
@@ -101,6 +109,7 @@ def define_rows(
     names = [t.removeprefix("row:") for t in tensors.split()]
     elements = [i for i, kind in enumerate(kinds) if kind == "element"]
     rows = [i for i, kind in enumerate(kinds) if kind == "row"]
+    pick_elements, pick_rows = _pick(elements), _pick(rows)
     seed = kinds.index("seed") if "seed" in kinds else None
     outputs = [names.index(n) for n in like.split()]
     by_row = bool(rows or row_outputs)
@@ -114,8 +123,8 @@ def define_rows(
         walk(
             name,
             batch_ndim,
-            tuple([args[i] for i in elements]),
-            tuple([args[i] for i in rows]),
+            pick_elements(args),
+            pick_rows(args),
             out,
             sums,
             None if seed is None else args[seed],
@@ -147,13 +156,14 @@ def differentiable(name: str, forward: Op, backward: Op, saved: tuple[int, ...])
     """
 
     tensors = sum(a.type.kind() == "TensorType" for a in forward.call._schema.arguments)
+    pick_saved = _pick(list(saved))
     several = backward.outputs > 1
     nones = [None] * (len(forward.call._schema.arguments) - backward.outputs)
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            ctx.save_for_backward(*[args[i] for i in saved])
+            ctx.save_for_backward(*pick_saved(args))
             ctx.constants = args[tensors:]
             return forward(*args)
 
