@@ -114,12 +114,12 @@ bool is_contiguous(PyObject* tensor) { return method(tensor, torch_.is_contiguou
 
 // A call of a walk, as Python makes it: the walk itself, and what must live until it has run.
 struct Call {
-  Walk walk{};
+  Walk walk{};  // outputs that nobody asked for stay null
   std::vector<py::object> keep;
   int batch_ndim;
 
   Call(int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
-       const py::tuple& row_outputs, const py::object& seed, const py::tuple& params)
+       const py::tuple& row_outputs, const py::object& seed, const py::tuple& params, const py::object& weight)
       : batch_ndim(batch_ndim) {
     py::object first = (inputs.empty() ? outputs : inputs)[0];  // its shape is that of all
     PyObject* head = PyTuple_Check(first.ptr()) ? PyTuple_GET_ITEM(first.ptr(), 0) : first.ptr();
@@ -128,6 +128,7 @@ struct Call {
     walk.cols = product(shape.ptr(), batch_ndim, PyTuple_GET_SIZE(shape.ptr())) / (head == first.ptr() ? 1 : 2);
     walk.wide = dtype(head) == DType::float64;
     elements(inputs, walk.inputs);
+    if (!weight.is_none()) element(weight.ptr(), &walk.weight);
     elements(outputs, walk.outputs);
     rows(row_inputs, walk.row_inputs);
     rows(row_outputs, walk.row_outputs);
@@ -143,30 +144,30 @@ struct Call {
     if (tensors.size() > static_cast<size_t>(most)) throw py::value_error("too many arguments for a walk");
   }
 
-  // Each a tensor, None for an output that nobody asked for, or (tensor, dim, which) for a half of its chunk(2, dim).
   void elements(const py::tuple& tensors, Elements* to) {
     limit(tensors, kMaxElements);
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      PyObject* argument = PyTuple_GET_ITEM(tensors.ptr(), i);
-      bool half = PyTuple_Check(argument);
-      PyObject* tensor = half ? PyTuple_GET_ITEM(argument, 0) : argument;
-      to[i] = {nullptr, DType::float32, walk.cols, walk.cols, 0, 1};
-      if (tensor == Py_None) continue;
-      to[i].dtype = dtype(tensor);
-      int64_t offset = 0;
-      if (!is_contiguous(tensor)) {
-        tensor = strided(argument, &to[i]);
-      } else if (half) {
-        int64_t dim = integer(PyTuple_GET_ITEM(argument, 1)), which = integer(PyTuple_GET_ITEM(argument, 2));
-        py::object shape = owned(PyObject_GetAttr(tensor, torch_.shape));
-        int64_t segment = product(shape.ptr(), dim, PyTuple_GET_SIZE(shape.ptr())) / 2;
-        offset = which * segment * kSizes[static_cast<int>(to[i].dtype)];
-        to[i].row_stride = 2 * walk.cols;
-        to[i].segment = segment;
-        to[i].segment_stride = 2 * segment;
-      }
-      to[i].data = static_cast<char*>(pointer(tensor)) + offset;
+    for (size_t i = 0; i < tensors.size(); ++i) element(PyTuple_GET_ITEM(tensors.ptr(), i), to + i);
+  }
+
+  // A tensor, None for an output that nobody asked for, or (tensor, dim, which) for a half of its chunk(2, dim).
+  void element(PyObject* argument, Elements* to) {
+    if (argument == Py_None) return;
+    bool half = PyTuple_Check(argument);
+    PyObject* tensor = half ? PyTuple_GET_ITEM(argument, 0) : argument;
+    *to = {nullptr, dtype(tensor), walk.cols, walk.cols, 0, 1};
+    int64_t offset = 0;
+    if (!is_contiguous(tensor)) {
+      tensor = strided(argument, to);
+    } else if (half) {
+      int64_t dim = integer(PyTuple_GET_ITEM(argument, 1)), which = integer(PyTuple_GET_ITEM(argument, 2));
+      py::object shape = owned(PyObject_GetAttr(tensor, torch_.shape));
+      int64_t segment = product(shape.ptr(), dim, PyTuple_GET_SIZE(shape.ptr())) / 2;
+      offset = which * segment * kSizes[static_cast<int>(to->dtype)];
+      to->row_stride = 2 * walk.cols;
+      to->segment = segment;
+      to->segment_stride = 2 * segment;
     }
+    to->data = static_cast<char*>(pointer(tensor)) + offset;
   }
 
   // Python finds the layout of what is not contiguous, or copies; returns the tensor to read.
@@ -200,7 +201,7 @@ void unknown(const char* density) { throw py::key_error(std::string("no density 
 #define VAEFAST_WALK_ARGUMENTS                                                                                   \
   py::arg("density"), py::arg("batch_ndim"), py::arg("inputs") = py::tuple(), py::arg("row_inputs") = py::tuple(), \
       py::arg("outputs") = py::tuple(), py::arg("row_outputs") = py::tuple(), py::arg("seed") = py::none(),         \
-      py::arg("params") = py::tuple()
+      py::arg("params") = py::tuple(), py::arg("weight") = py::none()
 
 PYBIND11_MODULE(_C, m) {
   m.attr("build_facts") = VAEFAST_BUILD_FACTS;
@@ -235,8 +236,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("cpu_rows", [](const char* density, int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs,
                        const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed,
-                       const py::tuple& params) {
-    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params);
+                       const py::tuple& params, const py::object& weight) {
+    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
 #ifdef _OPENMP
     int threads = omp_get_max_threads();  // torch.set_num_threads sets it: both share one OpenMP runtime
 #else
@@ -253,8 +254,8 @@ PYBIND11_MODULE(_C, m) {
 #ifdef VAEFAST_HAS_CUDA
   m.def("cuda_rows", [](int device, uintptr_t stream, const char* density, int batch_ndim, const py::tuple& inputs,
                         const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs,
-                        const py::object& seed, const py::tuple& params) {
-    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params);
+                        const py::object& seed, const py::tuple& params, const py::object& weight) {
+    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
     bool known;
     {
       py::gil_scoped_release release;

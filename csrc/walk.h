@@ -26,6 +26,7 @@ struct Walk {
   int64_t rows, cols;
   Elements inputs[kMaxElements], outputs[kMaxElements];
   Rows row_inputs[kMaxRows], row_outputs[kMaxRows];
+  Elements weight;  // data null: none. Else each element's row terms, or its numbers of the row, are multiplied by it
   const int64_t* seed;  // (seed, offset), in the device's memory
   double params[kMaxParams];
   bool wide;  // compute in float64 instead of float32

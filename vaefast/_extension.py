@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from vaefast._layout import readable
+from vaefast._layout import readable, view
 
 _DTYPES = (  # in the order of DType, csrc/walk.h
     torch.float32,
@@ -94,10 +94,10 @@ class _CUDA:
             return "it runs on CUDA tensors only"
         return None if density in module().densities else f"it has no kernel for {density}"
 
-    def rows(self, density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params) -> None:
-        device = (outputs or row_outputs)[0].device.index
+    def rows(self, density, batch_ndim, inputs, *rest) -> None:
+        device = view(inputs[0] if inputs else rest[1][0]).device.index  # rest: row inputs, outputs, …
         stream = torch._C._cuda_getCurrentRawStream(device)
-        module().cuda_rows(device, stream, density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params)
+        module().cuda_rows(device, stream, density, batch_ndim, inputs, *rest)
 
 
 cpu, cuda = _CPU(), _CUDA()

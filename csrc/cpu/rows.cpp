@@ -115,6 +115,12 @@ VF_FN V noise_vector(const float* eps) {
   }
 }
 
+// value * weight, where a weight of 0 leaves nothing, not even of inf and NaN
+template <class V>
+VF_FN V weighed(V value, V weight) {
+  return select(weight == splat<V>(0), splat<V>(0), value * weight);
+}
+
 template <class D, class C>
 class Runner {
   using V = typename VectorOf<C>::Type;
@@ -202,27 +208,35 @@ class Runner {
     [[maybe_unused]] const float* eps = nullptr;
     if constexpr (D::noise) eps = make_noise(tile, noise_buffer);
 
-    int at = 0;
-    for (; at + kLanes <= size; at += kLanes) {
+    alignas(64) C weight_buffer[D::row_inputs + D::row_outputs ? kPadded : 1];
+    const C* weight = nullptr;
+    if (D::row_inputs + D::row_outputs && walk_.weight.data) {
+      weight = place(walk_.weight, tile, weight_buffer);
+      if (weight == weight_buffer) read(walk_.weight, tile, weight_buffer);
+    }
+
+    // one vector: `get` and `put` load and store it, whole or in part
+    auto step = [&](int at, auto get, auto put) {
       V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<D::row_outputs>];
       V e{};
-      for (int i = 0; i < D::inputs; ++i) x[i] = load<V>(in[i] + at);
+      for (int i = 0; i < D::inputs; ++i) x[i] = get(in[i] + at);
       for (int i = 0; i < D::row_inputs; ++i) row[i] = load<V>(row_buffer[i] + at);
       if constexpr (D::noise) e = noise_vector<V>(eps + at);
+      if (D::row_inputs && weight)
+        for (int i = 0; i < D::row_inputs; ++i) row[i] = weighed(row[i], get(weight + at));
       D()(x, row, e, params_, y, s);
-      for (int i = 0; i < D::outputs; ++i) store(out[i] + at, y[i]);
+      if (D::row_outputs && weight)
+        for (int i = 0; i < D::row_outputs; ++i) s[i] = weighed(s[i], get(weight + at));
+      for (int i = 0; i < D::outputs; ++i) put(out[i] + at, y[i]);
       for (int i = 0; i < D::row_outputs; ++i) store(sum_buffer[i] + at, s[i]);
-    }
-    if (int rest = size - at) {
-      V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<D::row_outputs>];
-      V e{};
-      for (int i = 0; i < D::inputs; ++i) x[i] = load_some<V>(in[i] + at, rest);
-      for (int i = 0; i < D::row_inputs; ++i) row[i] = load_some<V>(row_buffer[i] + at, rest);
-      if constexpr (D::noise) e = noise_vector<V>(eps + at);
-      D()(x, row, e, params_, y, s);
-      for (int i = 0; i < D::outputs; ++i) store_some(out[i] + at, y[i], rest);
-      for (int i = 0; i < D::row_outputs; ++i) store_some(sum_buffer[i] + at, s[i], rest);
-    }
+    };
+    int at = 0;
+    for (; at + kLanes <= size; at += kLanes)
+      step(at, [](const C* from) { return load<V>(from); }, [](C* to, V v) { store(to, v); });
+    if (int rest = size - at)
+      step(
+          at, [rest](const C* from) { return load_some<V>(from, rest); },
+          [rest](C* to, V v) { store_some(to, v, rest); });
 
     for (int i = 0; i < D::outputs; ++i)
       if (out[i] == out_buffer[i] && walk_.outputs[i].data) write(walk_.outputs[i], tile, out_buffer[i]);
