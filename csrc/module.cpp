@@ -95,7 +95,7 @@ int64_t integer(PyObject* object) {
   return value;
 }
 
-constexpr int64_t kSizes[kDTypes] = {4, 8, 2, 2, 1, 4, 8};  // bytes, in the order of DType
+constexpr int64_t kSizes[kDTypes] = {4, 8, 2, 2, 1, 4, 8, 1};  // bytes, in the order of DType
 
 DType dtype(PyObject* tensor) {
   py::object found = owned(PyObject_GetAttr(tensor, torch_.dtype));

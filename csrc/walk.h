@@ -4,8 +4,8 @@
 
 namespace vaefast {
 
-enum class DType : int { float32, float64, float16, bfloat16, uint8, int32, int64 };  // integers: inputs only
-constexpr int kDTypes = 7;
+enum class DType : int { float32, float64, float16, bfloat16, uint8, int32, int64, boolean };  // integers: inputs only
+constexpr int kDTypes = 8;
 
 // Element (row, col) lies at row * row_stride + (col / segment) * segment_stride + (col % segment) * stride.
 struct Elements {

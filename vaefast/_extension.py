@@ -20,6 +20,7 @@ _DTYPES = (  # in the order of DType, csrc/walk.h
     torch.uint8,
     torch.int32,
     torch.int64,
+    torch.bool,
 )
 
 

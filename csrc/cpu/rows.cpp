@@ -87,6 +87,7 @@ void read(const Elements& e, const Tile& tile, C* buffer) {
     case DType::float64: return gather<double>(e, tile, buffer);
     case DType::float16: return gather<Float16>(e, tile, buffer);
     case DType::bfloat16: return gather<BFloat16>(e, tile, buffer);
+    case DType::boolean:
     case DType::uint8: return gather<uint8_t>(e, tile, buffer);
     case DType::int32: return gather<int32_t>(e, tile, buffer);
     case DType::int64: return gather<int64_t>(e, tile, buffer);

@@ -151,7 +151,6 @@ VF_FN S sum_of(const S* values, int count) {
   return add_lanes<S, kBytes>(total);
 }
 
-VF_FN F32 to_float(I32 value, F32*) { return __builtin_convertvector(value, F32); }
 
 VF_FN F32 exact_sqrt(F32 x) {
 #if defined(__AVX512F__)

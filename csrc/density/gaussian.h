@@ -1,29 +1,9 @@
 // The Gaussian latent's densities. Formulas: vaefast/reference/gaussian.py.
-//
-// A density says how many tensors it reads and writes, and maps one element (or one vector of them):
-//   in[], row[]   elementwise inputs, numbers of the element's row
-//   eps           the element's noise, where `noise`
-//   p[]           params
-//   out[], sum[]  elementwise outputs, terms that the walk adds up over the row
 #pragma once
-#include "density/math.h"
+#include "density/density.h"
 
 namespace vaefast {
 inline namespace VAEFAST_ISA {
-
-template <int Inputs, int RowInputs, int Outputs, int RowOutputs, bool Noise, int Params>
-struct Density {
-  static constexpr int inputs = Inputs, row_inputs = RowInputs, outputs = Outputs, row_outputs = RowOutputs;
-  static constexpr int params = Params;
-  static constexpr bool noise = Noise;
-};
-
-// What a density maps, for T = float, double or a vector of either.
-#define VAEFAST_MAP                                                                                             \
-  template <class T>                                                                                            \
-  VF_FN void operator()([[maybe_unused]] const T* in, [[maybe_unused]] const T* row, [[maybe_unused]] T eps,    \
-                        [[maybe_unused]] const Scalar<T>* p, [[maybe_unused]] T* out, [[maybe_unused]] T* sum) \
-      const
 
 struct StandardNormal : Density<0, 0, 1, 0, true, 0> {
   VAEFAST_MAP { out[0] = eps; }

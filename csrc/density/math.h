@@ -59,8 +59,6 @@ VF_FN T splat(Scalar<T> value) {
 }
 
 // What the compiler's operators do not say; cpu/simd.h has the same for vectors.
-VF_FN float to_float(int32_t value, float*) { return static_cast<float>(value); }
-
 VF_FN float exact_sqrt(float x) {
 #if defined(__CUDA_ARCH__)
   return __fsqrt_rn(x);
@@ -73,6 +71,15 @@ VF_FN void multiply_wide(uint32_t a, uint32_t m, uint32_t& hi, uint32_t& lo) {
   uint64_t product = static_cast<uint64_t>(a) * m;
   hi = static_cast<uint32_t>(product >> 32);
   lo = static_cast<uint32_t>(product);
+}
+
+template <class T>
+VF_FN T to_float(Int<T> value) {
+#if !defined(__CUDACC__)
+  if constexpr (sizeof(T) != sizeof(Scalar<T>)) return __builtin_convertvector(value, T);
+  else
+#endif
+    return static_cast<T>(value);
 }
 
 template <class T, class Mask>
@@ -165,6 +172,90 @@ VF_FN Exp<T> exp_parts(T x) {
   T linear = N::at_most(x, splat<T>(100));
   result.excess = select(near, q, (result.exp - Scalar<T>(1)) - linear);
   return result;
+}
+
+// ln(1 + g) for 1 + g in [sqrt(1/2), sqrt(2)): Cephes logf
+VF_FN float log_polynomial_constant(int i) {
+  constexpr float p[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                         -1.6668057665e-1f, 2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+  return p[i];
+}
+
+template <class T>
+VF_FN T log1p_reduced(T g) {
+  using N = Native<T>;
+  if constexpr (sizeof(Scalar<T>) == 4) {
+    T p = splat<T>(log_polynomial_constant(0));
+#pragma GCC unroll 16
+    for (int i = 1; i < 9; ++i) p = N::multiply_add(p, g, splat<T>(log_polynomial_constant(i)));
+    T w = g * g;
+    return g + N::multiply_add(w, splat<T>(-0.5f), p * g * w);
+  } else {  // 2 artanh(s) with s = g / (2 + g); the first term left out is 3e-18 of the sum
+    T s = g / (g + 2.), z = s * s;
+    T p = splat<T>(1. / 23);
+#pragma GCC unroll 16
+    for (int i = 21; i >= 3; i -= 2) p = N::multiply_add(p, z, splat<T>(1. / i));
+    // g - s (g - 2 z p): what is added to g is small, so g's own rounding stays the only one
+    return g - s * (g - z * p * 2.);
+  }
+}
+
+// ln(x) for normal, positive x; the callers below see to the rest
+template <class T>
+VF_FN T log_normal(T x) {
+  using S = Scalar<T>;
+  constexpr int mantissa = sizeof(S) == 4 ? 23 : 52;
+  const auto half = bits<Int<S>>(static_cast<S>(0.70710678118654752440));  // sqrt(1/2)
+  const Int<S> low = (static_cast<Int<S>>(1) << mantissa) - 1;
+  Int<T> k = bits<Int<T>>(x) - half;
+  T e = to_float<T>(k >> mantissa);
+  T g = bits<T>((k & low) + half) - S(1);
+  T y = Native<T>::multiply_add(e, splat<T>(ExpConstants<S>::ln2_lo), log1p_reduced(g));
+  return Native<T>::multiply_add(e, splat<T>(ExpConstants<S>::ln2_hi), y);
+}
+
+// ln(x): -inf at 0, NaN below, right for subnormal numbers and +inf.
+template <class T>
+VF_FN T log(T x) {
+  using S = Scalar<T>;
+  const S tiny = sizeof(S) == 4 ? S(0x1p-126) : S(0x1p-1022), up = sizeof(S) == 4 ? S(0x1p24) : S(0x1p54);
+  const S down = sizeof(S) == 4 ? S(24 * 0.69314718055994530942) : S(54 * 0.69314718055994530942);
+  auto small = x < tiny;
+  T result = log_normal(select(small, x * up, x)) - select(small, splat<T>(down), splat<T>(0));
+  const S infinity = S(__builtin_inf());
+  result = select(x == infinity, splat<T>(infinity), result);
+  result = select(x == splat<T>(0), splat<T>(-infinity), result);
+  return select(x < S(0), splat<T>(S(__builtin_nan(""))), select(x == x, result, x));
+}
+
+// ln(1 + x) for x >= 0, exact near 0.
+template <class T>
+VF_FN T log1p_positive(T x) {
+  using S = Scalar<T>;
+  T u = x + S(1);
+  T lost = x - (u - S(1));  // what 1 + x rounded away
+  T result = log_normal(u) + lost / u;
+  return select(x <= splat<T>(S(sizeof(S) == 4 ? 3e38 : 1e308)), result, x);  // inf and NaN
+}
+
+// ln(1 + t) for t in [0, 1], as softplus needs it: the reduction is exact, and takes neither bits nor a division.
+template <class T>
+VF_FN T log1p_unit(T t) {
+  using S = Scalar<T>;
+  auto large = t > S(0.41421356237309504880);  // 1 + t is halved
+  T result = log1p_reduced(select(large, (t - S(1)) * S(0.5), t));
+  return select(large, result + S(0.69314718055994530942), result);
+}
+
+template <class T>
+VF_FN T absolute(T x) {
+  return select(x < Scalar<T>(0), -x, x);
+}
+
+// a b, and 0 where a is 0 whatever b is: a term with no weight is no term
+template <class T>
+VF_FN T product(T a, T b) {
+  return select(a == splat<T>(0), splat<T>(0), a * b);
 }
 
 }  // namespace VAEFAST_ISA

@@ -54,12 +54,11 @@ VF_FN void box_muller(Uint<T> a, Uint<T> b, T& first, T& second) {
   auto add = [](T x, T y) { return exact_add(x, y); };
   auto scale = [](T x, float y) { return exact_mul(x, splat<T>(y)); };
   auto shift = [](T x, float y) { return exact_add(x, splat<T>(y)); };
-  T* type = nullptr;
 
-  T u = shift(scale(to_float(bits<Int<T>>(a >> 1), type), 0x1p-31f), 0x1p-32f);  // in (0, 1], never 0
+  T u = shift(scale(to_float<T>(bits<Int<T>>(a >> 1)), 0x1p-31f), 0x1p-32f);  // in (0, 1], never 0
   // natural log (Cephes logf), the argument reduced to [sqrt(1/2), sqrt(2))
   Int<T> k = bits<Int<T>>(u) - 0x3f3504f3;
-  T e = to_float(k >> 23, type);
+  T e = to_float<T>(k >> 23);
   T g = shift(bits<T>((k & 0x7fffff) + 0x3f3504f3), -1.f);
   T w = mul(g, g);
   T p = shift(scale(g, 7.0376836292e-2f), -1.1514610310e-1f);
@@ -76,7 +75,7 @@ VF_FN void box_muller(Uint<T> a, Uint<T> b, T& first, T& second) {
   T log_u = add(add(g, y), scale(e, 0.693359375f));
   T r = exact_sqrt(scale(log_u, -2.f));
   // angle: two quadrant bits and a signed remainder in [-pi/4, pi/4)
-  T t = scale(to_float(bits<Int<T>>(b << 2), type), 3.6572951981e-10f);
+  T t = scale(to_float<T>(bits<Int<T>>(b << 2)), 3.6572951981e-10f);
   T t2 = mul(t, t);
   T s = shift(scale(t2, -1.9515295891e-4f), 8.3321608736e-3f);
   s = shift(mul(s, t2), -1.6666654611e-1f);

@@ -1,5 +1,6 @@
 // The densities by the names that ops call them by. Every compiled backend expands this table.
 #pragma once
+#include "density/bernoulli.h"
 #include "density/gaussian.h"
 
 #define VAEFAST_DENSITIES(X)                                   \
@@ -11,4 +12,6 @@
   X("kl_standard_normal_forward", KLStandardNormalForward)     \
   X("kl_standard_normal_backward", KLStandardNormalBackward)   \
   X("kl_normal_forward", KLNormalForward)                      \
-  X("kl_normal_backward", KLNormalBackward)
+  X("kl_normal_backward", KLNormalBackward)                    \
+  X("bernoulli_nll_forward", BernoulliNLLForward)              \
+  X("bernoulli_nll_backward", BernoulliNLLBackward)

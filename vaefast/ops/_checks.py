@@ -7,6 +7,7 @@ import math
 import torch
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DATA = (*FLOATING, torch.uint8, torch.int32, torch.int64, torch.bool)
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -17,6 +18,14 @@ def floating(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
     if tensor.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension (the batch), got a 0-d tensor")
+
+
+def data(name: str, tensor: object) -> None:
+    """Observed data and weights: any real type."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in DATA:
+        raise TypeError(f"{name} must be a floating, uint8, int32, int64 or bool tensor, got {tensor.dtype}")
 
 
 def alike(first: str, a: torch.Tensor, second: str, b: torch.Tensor) -> None:

@@ -65,7 +65,9 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
         if walk is not None:
             return fused(walk, *args)
         result = reference(*args)  # which follows its inputs' strides, while fused bodies and the fake are contiguous
-        return tuple(t.contiguous() for t in result) if isinstance(result, tuple) else result.contiguous()
+        if isinstance(result, torch.Tensor):
+            return result.contiguous()
+        return type(result)([t.contiguous() for t in result])
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vaefast::{name}", lambda *args: fused(_no_walk, *args), lib=_library)
@@ -156,14 +158,13 @@ def differentiable(name: str, forward: Op, backward: Op, saved: tuple[int, ...])
     """
 
     tensors = sum(a.type.kind() == "TensorType" for a in forward.call._schema.arguments)
-    pick_saved = _pick(list(saved))
     several = backward.outputs > 1
     nones = [None] * (len(forward.call._schema.arguments) - backward.outputs)
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            ctx.save_for_backward(*pick_saved(args))
+            ctx.save_for_backward(*[args[i] for i in saved])  # Dynamo cannot trace an itemgetter
             ctx.constants = args[tensors:]
             return forward(*args)
 

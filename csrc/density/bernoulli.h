@@ -1,0 +1,28 @@
+// Bernoulli likelihood from logits. Formulas: vaefast/reference/bernoulli.py.
+#pragma once
+#include "density/density.h"
+
+namespace vaefast {
+inline namespace VAEFAST_ISA {
+
+struct BernoulliNLLForward : Density<2, 0, 0, 1, false, 1> {  // (logits, x) -> nll; p: what x is multiplied by
+  VAEFAST_MAP {
+    T x = in[1] * p[0];
+    T t = exp_parts(-absolute(in[0])).exp;
+    T linear = select(in[0] > Scalar<T>(0), product(splat<T>(1) - x, in[0]), product(-x, in[0]));
+    sum[0] = linear + log1p_unit(t);
+  }
+};
+
+struct BernoulliNLLBackward : Density<2, 1, 2, 0, false, 1> {  // (logits, x; grad) -> grad_logits, grad_x
+  VAEFAST_MAP {
+    T t = exp_parts(-absolute(in[0])).exp;
+    T inverse = Scalar<T>(1) / (t + Scalar<T>(1));
+    T sigmoid = select(in[0] >= Scalar<T>(0), inverse, t * inverse);
+    out[0] = row[0] * (sigmoid - in[1] * p[0]);
+    out[1] = row[0] * (in[0] * -p[0]);
+  }
+};
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

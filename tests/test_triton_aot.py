@@ -1,0 +1,158 @@
+"""Every Triton kernel, compiled ahead of time for each target with no GPU, and what its machine code must show.
+
+The launches are recorded from the public ops, so what is compiled is what runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from samples import ROWS, gradients, seed_tensor
+
+import vaefast
+from vaefast import kernels
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 takes the compiler away", allow_module_level=True)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from vaefast.kernels import rows
+
+CAPABILITIES = [80, 90, 100]
+DTYPES = [torch.float32, torch.bfloat16]
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+# The tilings and operands that the launcher tells apart: with dense operands every op, else one
+DENSE = {
+    "many rows in a tile": (4096, 64),
+    "one row in a tile of many warps": (16, 4096),
+    "one row in several tiles": (16, 65536),
+}
+OTHERS = {
+    "rows that begin inside a quad": lambda: torch.empty(128, 50),
+    "transposed": lambda: torch.empty(64, 4096).t(),
+    "channels last": lambda: torch.empty(12, 4, 32, 32).to(memory_format=torch.channels_last),
+}
+
+
+class Launch(NamedTuple):
+    what: str
+    dense: bool
+    arguments: tuple
+    options: dict
+
+    @property
+    def bound(self) -> dict:
+        return dict(zip(rows.rows_kernel.arg_names, self.arguments, strict=True))
+
+
+class Recorder:
+    """Stands for the kernel and writes down how it is launched."""
+
+    arg_names = rows.rows_kernel.arg_names
+
+    def __init__(self):
+        self.launches = []
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: self.launches.append((arguments, options))
+
+
+@pytest.fixture(scope="module")
+def launches():
+    found = []
+
+    def record(what, dense, run):
+        recorder = Recorder()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rows, "rows_kernel", recorder)
+            patch.setattr(type(kernels.backend), "why_not", lambda *args: None)
+            with vaefast.use_backend("triton"):
+                run()
+        found.extend(Launch(what, dense, *launch) for launch in recorder.launches)
+
+    def op(row, tensors):
+        tensors = [t.requires_grad_() for t in tensors]
+        gradients(row.call(*tensors, seed=seed_tensor()), tensors)
+
+    for dtype in DTYPES:
+        record(f"standard_normal {dtype}", True, lambda: vaefast.standard_normal((4096, 64), seed=1, dtype=dtype))  # noqa: B023
+        for name, shape in DENSE.items():
+            for row in ROWS:
+                tensors = row.inputs(shape, dtype=dtype)
+                record(f"{row.name} {dtype}, {name}", True, lambda: op(row, tensors))  # noqa: B023
+        for name, like in OTHERS.items():
+            tensors = [torch.empty_like(like(), dtype=dtype) for _ in range(2)]
+            record(f"rsample_kl {dtype}, {name}", False, lambda: op(ROWS[2], tensors))  # noqa: B023
+    return found
+
+
+def compiled(launch: Launch, capability: int):
+    """What triton.compile makes of a launch, specialised as the launch itself would be."""
+    kernel, target = rows.rows_kernel, GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    options = {**launch.options, "debug": False}
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, given = binder(*launch.arguments, **options)
+    options, signature, constexprs, attrs = kernel._pack_args(backend, options, bound, specialization, given)
+    return triton.compile(ASTSource(kernel, signature, constexprs, attrs), target=target, options=options.__dict__)
+
+
+def vectors(launch: Launch, operands) -> int:
+    """How many 16-byte accesses a thread makes for so many dense operands."""
+    bound = launch.bound
+    elements = bound["ROWS"] * bound["COLS"] // (32 * launch.options["num_warps"])
+    return len(operands) * elements * operands[0][0].element_size() // 16 if operands else 0
+
+
+def test_every_density_is_launched(launches):
+    assert {launch.arguments[0] for launch in launches} == set(rows.DENSITIES.values())
+
+
+def test_every_dense_layout_is_launched(launches):
+    bounds = [launch.bound for launch in launches if launch.dense]
+    assert {b["ONE_ROW"] for b in bounds} == {True, False}
+    assert {b["chunks"] > 1 for b in bounds} == {True, False}
+    assert {b["ROWS"] > 1 for b in bounds} == {True, False}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
+def test_machine_code(launches, capability, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    seen = {}
+    for launch in launches:
+        code = compiled(launch, capability)
+        seen[code.hash] = launch, code
+    for i, (launch, code) in enumerate(seen.values()):
+        bound, ptx, what = launch.bound, code.asm["ptx"], launch.what
+        cubin = tmp_path / f"{i}.cubin"
+        cubin.write_bytes(code.asm["cubin"])
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+        assert "STACK:0 " in usage, (what, usage)
+        assert "LOCAL:0 " in usage, (what, usage)
+        assert not re.search(r"\b(atom|red)\.", ptx), what  # float atomics would add in any order
+        if launch.dense:
+            loads = len(re.findall(r"ld\.global\S*\.v4\.b32", ptx))
+            stores = len(re.findall(r"st\.global\S*\.v4\.b32", ptx))
+            assert loads == vectors(launch, bound["inputs"]), what
+            assert stores == vectors(launch, bound["outputs"]), what
+        if bound["seed"] is not None:
+            # an operation with a rounding of its own is never contracted, neither by LLVM nor by ptxas
+            assert not re.search(r"\b(mul|add|sub)\.f32", ptx), what
+            assert launch.options["enable_fp_fusion"] is False, what
+            assert "sqrt.rn.f32" in ptx, what
+        if bound["density"] is rows.DENSITIES["standard_normal"]:
+            assert "fma" not in ptx, what

@@ -1,0 +1,144 @@
+"""How a likelihood is defined: an elementwise -log p with its gradients, summed over each sample on the `rows` walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.compiler import is_compiling
+
+from vaefast.ops import _checks
+from vaefast.ops._define import define, empty_like, empty_rows, transformed
+from vaefast.reference.gaussian import compute_dtype
+
+
+def _sum(terms: torch.Tensor, weight: torch.Tensor | None, batch_ndim: int) -> torch.Tensor:
+    if weight is not None:
+        terms = torch.where(weight == 0, 0, terms * weight.to(terms.dtype))
+    return terms.flatten(batch_ndim).sum(-1) if terms.ndim > batch_ndim else terms
+
+
+class Likelihood:
+    """The two ops, the autograd.Function and the checks of one likelihood.
+
+    Args:
+        name: of the public function; the ops and densities are <name>_forward and <name>_backward.
+        tensors: elementwise arguments, parameters first and the data, `x`, last.
+        terms: the reference: elementwise -log p of (*tensors, *params), in differentiable PyTorch. Its gradient by
+            autograd is the reference of the backward op.
+        support: what x must lie in, in words, and a predicate of x that `validate=True` asserts.
+        params: names of the floats that come last.
+    """
+
+    def __init__(
+        self, name: str, tensors: str, *, terms: Callable, support: tuple[str, Callable], params: tuple[str, ...] = ()
+    ):
+        self.name, self.names, self.terms, self.support = name, tensors.split(), terms, support
+        self.count = len(self.names)
+        arguments = ", ".join(f"Tensor {n}" for n in self.names)
+        constants = "".join(f", float {p}" for p in params)
+        self.forward = define(
+            f"{name}_forward({arguments}, Tensor? weight, int batch_ndim{constants}) -> Tensor",
+            reference=self._reference_forward,
+            fused=self._fused_forward,
+        )
+        self.backward = define(
+            f"{name}_backward(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants}, bool[] wanted)"
+            " -> Tensor[]",
+            reference=self._reference_backward,
+            fused=self._fused_backward,
+        )
+        self.function = self._function()
+
+    def _reference_forward(self, *args):
+        tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
+        dtype = compute_dtype(tensors[0].dtype)
+        terms = self.terms(*[t.to(dtype) for t in tensors], *params)
+        return _sum(terms, weight, batch_ndim)
+
+    def _reference_backward(self, grad_nll, *args):
+        *args, wanted = args
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            tensors = [
+                t if twice and t.requires_grad else t.detach().requires_grad_() if want else t
+                for t, want in zip(args, wanted, strict=False)
+            ]
+            nll = self._reference_forward(*tensors, *args[self.count :])
+            inputs = [t for t, want in zip(tensors, wanted, strict=True) if want]
+            return list(torch.autograd.grad(nll, inputs, grad_nll, create_graph=twice, materialize_grads=True))
+
+    def _fused_forward(self, walk, *args):
+        tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
+        nll = empty_rows(tensors[0], batch_ndim)
+        walk(f"{self.name}_forward", batch_ndim, tensors, (), (), (nll,), None, tuple(params), weight)
+        return nll
+
+    def _fused_backward(self, walk, grad_nll, *args):
+        tensors, (weight, batch_ndim, *params, wanted) = args[: self.count], args[self.count :]
+        grads = tuple([empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)])
+        walk(f"{self.name}_backward", batch_ndim, tensors, (grad_nll,), grads, (), None, tuple(params), weight)
+        return [g for g in grads if g is not None]
+
+    def _function(self) -> type[torch.autograd.Function]:
+        likelihood = self
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *args):
+                ctx.save_for_backward(*args[: likelihood.count + 1])
+                ctx.constants = args[likelihood.count + 1 :]
+                return likelihood.forward(*args)
+
+            @staticmethod
+            def backward(ctx, grad_nll):
+                wanted = list(ctx.needs_input_grad[: likelihood.count])
+                twice = torch.is_grad_enabled() and not is_compiling()
+                call = likelihood.backward.reference if twice else likelihood.backward
+                grads = iter(call(grad_nll, *ctx.saved_tensors, *ctx.constants, wanted))
+                result = [next(grads) if want else None for want in wanted]
+                return *result, *[None] * (1 + len(ctx.constants))
+
+        Function.__name__ = Function.__qualname__ = self.name
+        return Function
+
+    def __call__(self, *tensors, weight, batch_ndim: int, params: tuple[float, ...] = (), validate: bool = False):
+        """Check the arguments and apply the Function: -log p per sample [*batch]."""
+        *parameters, x = tensors
+        for name, tensor in zip(self.names, parameters, strict=False):
+            _checks.floating(name, tensor)
+        _checks.data("x", x)
+        named = list(zip(self.names, tensors, strict=True))
+        if weight is not None:
+            _checks.data("weight", weight)
+            named.append(("weight", weight))
+        first = parameters[0]
+        for name, tensor in named:
+            if tensor.device != first.device:
+                raise ValueError(f"{name} must be on {self.names[0]}'s device {first.device}, got {tensor.device}")
+        if any(tensor.shape != first.shape for _, tensor in named):
+            tensors, weight = self._broadcast(named, weight)
+        dtypes = {p.dtype for p in parameters}
+        if len(dtypes) > 1:
+            dtype = torch.result_type(parameters[0], parameters[1])
+            for p in parameters[2:]:
+                dtype = torch.promote_types(dtype, p.dtype)
+            tensors = (*[t.to(dtype) for t in tensors[:-1]], tensors[-1])
+        if batch_ndim != 1:
+            _checks.batch_ndim(batch_ndim, tensors[0].ndim)
+        if validate:
+            words, holds = self.support
+            if not bool(holds(x).all()):
+                raise ValueError(f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})")
+        if transformed():
+            return self._reference_forward(*tensors, weight, batch_ndim, *params)
+        return self.function.apply(*tensors, weight, batch_ndim, *params)
+
+    def _broadcast(self, named, weight):
+        """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""
+        try:
+            tensors = torch.broadcast_tensors(*[t for _, t in named])
+        except RuntimeError:
+            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in named)
+            raise ValueError(f"the arguments of {self.name} must broadcast to one shape, got {shapes}") from None
+        return tensors[: self.count], None if weight is None else tensors[-1]
