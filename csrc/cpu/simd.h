@@ -126,8 +126,10 @@ struct VectorOfBytes {
 template <class S, int Bytes>
 VF_FN S add_lanes(typename VectorOfBytes<S, Bytes>::Type v) {
   if constexpr (Bytes == 16) {
-    if constexpr (sizeof(S) == 8) return v[0] + v[1];
-    return (v[0] + v[2]) + (v[1] + v[3]);
+    if constexpr (sizeof(S) == 8)
+      return v[0] + v[1];
+    else
+      return (v[0] + v[2]) + (v[1] + v[3]);
   } else {
     typename VectorOfBytes<S, Bytes / 2>::Type half[2];
     memcpy(half, &v, Bytes);
