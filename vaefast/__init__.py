@@ -3,7 +3,9 @@
 import importlib
 
 from vaefast._backends import BackendError, use_backend
+from vaefast.info import info  # here, not on demand: importing the module would bind its own name over the function's
 from vaefast.ops import (
+    bernoulli_nll,
     draw_seed,
     kl_normal,
     kl_standard_normal,
@@ -22,18 +24,18 @@ _LAZY = ("data", "distributions", "models", "nn", "objectives", "training")
 def __getattr__(name: str):
     if name in _LAZY:
         return importlib.import_module(f"vaefast.{name}")
-    if name == "info":
-        return importlib.import_module("vaefast.info").info
     raise AttributeError(f"module 'vaefast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, "info"})
+    return sorted({*globals(), *_LAZY})
 
 
 __all__ = [
     "BackendError",
+    "bernoulli_nll",
     "draw_seed",
+    "info",
     "kl_normal",
     "kl_standard_normal",
     "rsample",

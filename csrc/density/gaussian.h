@@ -40,7 +40,7 @@ struct RsampleForward : Density<2, 0, 1, 0, true, 2> {  // (mu, logvar) -> z
 struct RsampleBackward : Density<2, 0, 1, 0, true, 2> {  // (grad_z, logvar) -> grad_logvar
   VAEFAST_MAP {
     T sigma = exp_parts(bounded(in[1], p) * Scalar<T>(0.5)).exp;
-    out[0] = inside(in[0] * (sigma * Scalar<T>(0.5) * eps), in[1], p);
+    out[0] = inside(product(in[0], sigma * Scalar<T>(0.5) * eps), in[1], p);
   }
 };
 
@@ -55,8 +55,9 @@ struct RsampleKLForward : Density<2, 0, 1, 1, true, 2> {  // (mu, logvar) -> z; 
 struct RsampleKLBackward : Density<3, 1, 2, 0, true, 2> {  // (grad_z, mu, logvar; grad_kl) -> grad_mu, grad_logvar
   VAEFAST_MAP {
     Spread<T> s = spread(bounded(in[2], p));
-    out[0] = in[0] + row[0] * in[1];
-    out[1] = inside((in[0] * (s.sigma * eps) + row[0] * s.var_minus_1) * Scalar<T>(0.5), in[2], p);
+    // product: an output that nobody used has no gradient, even where the derivative is inf
+    out[0] = in[0] + product(row[0], in[1]);
+    out[1] = inside((product(in[0], s.sigma * eps) + product(row[0], s.var_minus_1)) * Scalar<T>(0.5), in[2], p);
   }
 };
 
@@ -66,8 +67,8 @@ struct KLStandardNormalForward : Density<2, 0, 0, 1, false, 2> {  // (mu, logvar
 
 struct KLStandardNormalBackward : Density<2, 1, 2, 0, false, 2> {  // (mu, logvar; grad_kl) -> grad_mu, grad_logvar
   VAEFAST_MAP {
-    out[0] = row[0] * in[0];
-    out[1] = inside(row[0] * (spread(bounded(in[1], p)).var_minus_1 * Scalar<T>(0.5)), in[1], p);
+    out[0] = product(row[0], in[0]);
+    out[1] = inside(product(row[0], spread(bounded(in[1], p)).var_minus_1 * Scalar<T>(0.5)), in[1], p);
   }
 };
 
@@ -91,10 +92,10 @@ struct KLNormalBackward : Density<4, 1, 4, 0, false, 2> {  // (…; grad_kl) -> 
     T inverse_sigma = exp_parts(logvar_p * Scalar<T>(-0.5)).exp;
     T distance = standardised(in[0] - in[2], inverse_sigma);
     T ratio_minus_1 = exp_parts(bounded(in[1], p) - logvar_p).expm1;
-    out[0] = row[0] * standardised(distance, inverse_sigma);
-    out[1] = inside(row[0] * (ratio_minus_1 * Scalar<T>(0.5)), in[1], p);
+    out[0] = product(row[0], standardised(distance, inverse_sigma));
+    out[1] = inside(product(row[0], ratio_minus_1 * Scalar<T>(0.5)), in[1], p);
     out[2] = -out[0];
-    out[3] = inside(row[0] * ((ratio_minus_1 + distance * distance) * Scalar<T>(-0.5)), in[3], p);
+    out[3] = inside(product(row[0], (ratio_minus_1 + distance * distance) * Scalar<T>(-0.5)), in[3], p);
   }
 };
 

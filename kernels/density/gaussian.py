@@ -75,6 +75,12 @@ def _inside(grad, logvar, lo, hi):
 
 
 @triton.jit
+def _product(a, b):
+    # an output that nobody used has no gradient, even where the derivative is inf
+    return tl.where(a == 0, 0.0, a * b)
+
+
+@triton.jit
 def _standardised(difference, logvar):
     # equal means are at distance 0 however small the variance: 0 * inf would be NaN
     inverse, _, _ = exponentials(-0.5 * logvar)
@@ -98,7 +104,7 @@ def rsample_forward(inputs, row_inputs, eps, lo, hi):
 def rsample_backward(inputs, row_inputs, eps, lo, hi):
     grad_z, logvar = inputs
     sigma, _, _ = exponentials(0.5 * _bounded(logvar, lo, hi))
-    return (_inside(grad_z * (0.5 * sigma * eps), logvar, lo, hi),)
+    return (_inside(_product(grad_z, 0.5 * sigma * eps), logvar, lo, hi),)
 
 
 @triton.jit
@@ -113,8 +119,8 @@ def rsample_kl_backward(inputs, row_inputs, eps, lo, hi):
     grad_z, mu, logvar = inputs
     grad_kl = row_inputs[0]
     sigma, expm1, _ = exponentials(0.5 * _bounded(logvar, lo, hi))
-    grad_logvar = grad_z * (0.5 * sigma * eps) + grad_kl * (0.5 * expm1 * (expm1 + 2))
-    return grad_z + grad_kl * mu, _inside(grad_logvar, logvar, lo, hi)
+    grad_logvar = _product(grad_z, 0.5 * sigma * eps) + _product(grad_kl, 0.5 * expm1 * (expm1 + 2))
+    return grad_z + _product(grad_kl, mu), _inside(grad_logvar, logvar, lo, hi)
 
 
 @triton.jit
@@ -129,7 +135,7 @@ def kl_standard_normal_backward(inputs, row_inputs, eps, lo, hi):
     mu, logvar = inputs
     grad_kl = row_inputs[0]
     _, expm1, _ = exponentials(_bounded(logvar, lo, hi))
-    return grad_kl * mu, _inside(grad_kl * (0.5 * expm1), logvar, lo, hi)
+    return _product(grad_kl, mu), _inside(_product(grad_kl, 0.5 * expm1), logvar, lo, hi)
 
 
 @triton.jit
@@ -148,7 +154,7 @@ def kl_normal_backward(inputs, row_inputs, eps, lo, hi):
     bounded_p = _bounded(logvar_p, lo, hi)
     distance = _standardised(mu_q - mu_p, bounded_p)
     _, expm1, _ = exponentials(_bounded(logvar_q, lo, hi) - bounded_p)
-    grad_mu = grad_kl * _standardised(distance, bounded_p)
-    grad_q = _inside(grad_kl * (0.5 * expm1), logvar_q, lo, hi)
-    grad_p = _inside(grad_kl * (-0.5 * (expm1 + distance * distance)), logvar_p, lo, hi)
+    grad_mu = _product(grad_kl, _standardised(distance, bounded_p))
+    grad_q = _inside(_product(grad_kl, 0.5 * expm1), logvar_q, lo, hi)
+    grad_p = _inside(_product(grad_kl, -0.5 * (expm1 + distance * distance)), logvar_p, lo, hi)
     return grad_mu, grad_q, -grad_mu, grad_p

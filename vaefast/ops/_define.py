@@ -42,6 +42,15 @@ class Op:
             return self.run(*args)
         return self.call(*args)
 
+    def for_grads(self, *grads) -> Callable:
+        """How a backward op is called for these output gradients."""
+        if is_compiling():
+            return self.call
+        if torch.is_grad_enabled():  # create_graph=True: the reference, which is plain PyTorch, is differentiated on
+            return self.reference
+        # batched by autograd's own vmap (is_grads_batched), which hides in a plain tensor: the dispatcher knows it
+        return self.call if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)) else self
+
     @property
     def outputs(self) -> int:
         return len(self.call._schema.returns)
@@ -170,9 +179,7 @@ def differentiable(name: str, forward: Op, backward: Op, saved: tuple[int, ...])
 
         @staticmethod
         def backward(ctx, *grads):
-            twice = torch.is_grad_enabled() and not is_compiling()
-            call = backward.reference if twice else backward
-            result = call(*grads, *ctx.saved_tensors, *ctx.constants)
+            result = backward.for_grads(*grads)(*grads, *ctx.saved_tensors, *ctx.constants)
             return (*result, *nones) if several else (result, *nones)
 
     Function.__name__ = Function.__qualname__ = name

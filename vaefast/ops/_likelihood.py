@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.compiler import is_compiling
 
 from vaefast.ops import _checks
 from vaefast.ops._define import define, empty_like, empty_rows, transformed
@@ -44,7 +43,7 @@ class Likelihood:
         )
         self.backward = define(
             f"{name}_backward(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants}, bool[] wanted)"
-            " -> Tensor[]",
+            f" -> ({', '.join(['Tensor'] * self.count)})",  # where not wanted, a tensor of no elements
             reference=self._reference_backward,
             fused=self._fused_backward,
         )
@@ -66,7 +65,8 @@ class Likelihood:
             ]
             nll = self._reference_forward(*tensors, *args[self.count :])
             inputs = [t for t, want in zip(tensors, wanted, strict=True) if want]
-            return list(torch.autograd.grad(nll, inputs, grad_nll, create_graph=twice, materialize_grads=True))
+            grads = iter(torch.autograd.grad(nll, inputs, grad_nll, create_graph=twice, materialize_grads=True))
+            return tuple([next(grads) if want else t.new_empty(0) for t, want in zip(tensors, wanted, strict=True)])
 
     def _fused_forward(self, walk, *args):
         tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
@@ -78,7 +78,7 @@ class Likelihood:
         tensors, (weight, batch_ndim, *params, wanted) = args[: self.count], args[self.count :]
         grads = tuple([empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)])
         walk(f"{self.name}_backward", batch_ndim, tensors, (grad_nll,), grads, (), None, tuple(params), weight)
-        return [g for g in grads if g is not None]
+        return tuple([t.new_empty(0) if g is None else g for t, g in zip(tensors, grads, strict=True)])
 
     def _function(self) -> type[torch.autograd.Function]:
         likelihood = self
@@ -93,10 +93,9 @@ class Likelihood:
             @staticmethod
             def backward(ctx, grad_nll):
                 wanted = list(ctx.needs_input_grad[: likelihood.count])
-                twice = torch.is_grad_enabled() and not is_compiling()
-                call = likelihood.backward.reference if twice else likelihood.backward
-                grads = iter(call(grad_nll, *ctx.saved_tensors, *ctx.constants, wanted))
-                result = [next(grads) if want else None for want in wanted]
+                backward = likelihood.backward.for_grads(grad_nll)
+                grads = backward(grad_nll, *ctx.saved_tensors, *ctx.constants, wanted)
+                result = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
                 return *result, *[None] * (1 + len(ctx.constants))
 
         Function.__name__ = Function.__qualname__ = self.name
@@ -124,8 +123,7 @@ class Likelihood:
             for p in parameters[2:]:
                 dtype = torch.promote_types(dtype, p.dtype)
             tensors = (*[t.to(dtype) for t in tensors[:-1]], tensors[-1])
-        if batch_ndim != 1:
-            _checks.batch_ndim(batch_ndim, tensors[0].ndim)
+        _checks.batch_ndim(batch_ndim, tensors[0].ndim)
         if validate:
             words, holds = self.support
             if not bool(holds(x).all()):

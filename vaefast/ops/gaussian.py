@@ -112,9 +112,8 @@ class Rsample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z):
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        call = _rsample_backward.reference if twice else _rsample_backward
-        return grad_z, call(grad_z, *ctx.saved_tensors, *ctx.bounds), None, None, None
+        backward = _rsample_backward.for_grads(grad_z)
+        return grad_z, backward(grad_z, *ctx.saved_tensors, *ctx.bounds), None, None, None
 
 
 RsampleKL = differentiable("RsampleKL", _rsample_kl_forward, _rsample_kl_backward, saved=(0, 1, 2))

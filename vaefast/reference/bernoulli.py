@@ -13,5 +13,5 @@ def bernoulli_nll(logits, x, scale):
     """
     x = x.to(logits.dtype) * scale
     coefficient = torch.where(logits > 0, 1 - x, -x)
-    linear = torch.where(coefficient == 0, 0, coefficient * torch.where(coefficient == 0, 0, logits))
+    linear = coefficient * torch.where((coefficient == 0) & logits.isinf(), 0, logits)
     return linear + torch.log1p(torch.exp(-logits.abs()))

@@ -31,6 +31,20 @@ def _inside(grad: torch.Tensor, logvar: torch.Tensor, lo: float, hi: float) -> t
     return grad if lo == -math.inf and hi == math.inf else torch.where((logvar < lo) | (logvar > hi), 0, grad)
 
 
+def _excess(x: torch.Tensor) -> torch.Tensor:
+    """exp(x) - 1 - x; near 0 by its series, since the difference would cancel."""
+    near = x.abs() < 0.5
+    small, series = torch.where(near, x, 0), 1.0
+    for k in range(16, 2, -1):
+        series = 1 + series * small / k
+    return torch.where(near, 0.5 * small * small * series, torch.expm1(x) - x.clamp(max=_LINEAR_MAX))
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a b, and 0 where a is 0 whatever b is: the gradient of an output that nobody used is no gradient."""
+    return torch.where(a == 0, 0, a * b)
+
+
 def _row_sum(values: torch.Tensor, batch_ndim: int) -> torch.Tensor:
     return values.reshape(*values.shape[:batch_ndim], math.prod(values.shape[batch_ndim:])).sum(-1)
 
@@ -48,7 +62,7 @@ def rsample(mu, logvar, eps, lo, hi):
 def rsample_backward(grad_z, logvar, eps, lo, hi):
     """(dz/dmu = 1, dz/dlogvar = exp(logvar / 2) * eps / 2), times grad_z."""
     grad_z_, logvar_, eps = _wide(grad_z, logvar, eps)
-    grad = grad_z_ * (0.5 * torch.exp(0.5 * _bounded(logvar_, lo, hi)) * eps)
+    grad = _product(grad_z_, 0.5 * torch.exp(0.5 * _bounded(logvar_, lo, hi)) * eps)
     return _inside(grad, logvar_, lo, hi).to(logvar.dtype)
 
 
@@ -56,7 +70,7 @@ def kl_standard_normal(mu, logvar, batch_ndim, lo, hi):
     """KL(N(mu, exp(logvar)) || N(0, 1)) = sum (mu^2 + exp(logvar) - 1 - logvar) / 2 (ibid., appendix B)."""
     mu, logvar = _wide(mu, logvar)
     logvar = _bounded(logvar, lo, hi)
-    terms = 0.5 * (mu * mu + (torch.expm1(logvar) - logvar.clamp(max=_LINEAR_MAX)))
+    terms = 0.5 * (mu * mu + _excess(logvar))
     return _row_sum(terms, batch_ndim)
 
 
@@ -64,8 +78,8 @@ def kl_standard_normal_backward(grad_kl, mu, logvar, batch_ndim, lo, hi):
     """dKL/dmu = mu, dKL/dlogvar = (exp(logvar) - 1) / 2, times grad_kl."""
     mu_, logvar_ = _wide(mu, logvar)
     grad_kl = _per_element(grad_kl, mu)
-    grad_logvar = _inside(grad_kl * (0.5 * torch.expm1(_bounded(logvar_, lo, hi))), logvar_, lo, hi)
-    return (grad_kl * mu_).to(mu.dtype), grad_logvar.to(logvar.dtype)
+    grad_logvar = _inside(_product(grad_kl, 0.5 * torch.expm1(_bounded(logvar_, lo, hi))), logvar_, lo, hi)
+    return _product(grad_kl, mu_).to(mu.dtype), grad_logvar.to(logvar.dtype)
 
 
 def rsample_kl(mu, logvar, eps, batch_ndim, lo, hi):
@@ -88,7 +102,7 @@ def kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi):
     logvar_q, logvar_p = _bounded(logvar_q, lo, hi), _bounded(logvar_p, lo, hi)
     difference = logvar_q - logvar_p
     distance = _standardised(mu_q - mu_p, logvar_p)
-    terms = 0.5 * (distance * distance + (torch.expm1(difference) - difference.clamp(max=_LINEAR_MAX)))
+    terms = 0.5 * (distance * distance + _excess(difference))
     return _row_sum(terms, batch_ndim)
 
 
@@ -100,9 +114,9 @@ def kl_normal_backward(grad_kl, mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, 
     grad_kl = _per_element(grad_kl, mu_q)
     distance = _standardised(mu_q_ - mu_p_, bounded_p)
     excess = torch.expm1(bounded_q - bounded_p)
-    grad_mu = grad_kl * _standardised(distance, bounded_p)
-    grad_q = _inside(grad_kl * (0.5 * excess), logvar_q_, lo, hi)
-    grad_p = _inside(grad_kl * (-0.5 * (excess + distance * distance)), logvar_p_, lo, hi)
+    grad_mu = _product(grad_kl, _standardised(distance, bounded_p))
+    grad_q = _inside(_product(grad_kl, 0.5 * excess), logvar_q_, lo, hi)
+    grad_p = _inside(_product(grad_kl, -0.5 * (excess + distance * distance)), logvar_p_, lo, hi)
     return grad_mu.to(mu_q.dtype), grad_q.to(logvar_q.dtype), (-grad_mu).to(mu_p.dtype), grad_p.to(logvar_p.dtype)
 
 

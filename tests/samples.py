@@ -1,0 +1,159 @@
+"""The ops under test, one row each: a new op is one row here, and everything in test_ops.py and test_compile.py, the
+layouts, the gradients, opcheck, the transforms, holds for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+import vaefast
+from vaefast.reference import bernoulli, gaussian
+from vaefast.reference.noise import standard_normal
+
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, *HALF)
+
+
+def tuple_of(value) -> tuple[torch.Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One public op.
+
+    name: vaefast.<name>.
+    tensors: its tensor arguments, all of one shape.
+    reference: the mathematics, called with (*tensors, [eps], [batch_ndim], [lo, hi]), what the op takes of them.
+    plain: the same in the PyTorch that people write, called with the same arguments but the bounds. It is a second
+        opinion in float64, and its error in half precision is the error to stay under.
+    halves: the tensors are `moments`: twice as long in their last dimension, where the op splits them.
+    ranges: for each tensor that is not any number, the interval its values lie in.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    reference: Callable
+    plain: Callable
+    halves: bool = False
+    ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ops(self) -> list[str]:
+        return [f"{self.name}_forward", f"{self.name}_backward"]
+
+    def takes(self, argument: str) -> bool:
+        return argument in inspect.signature(getattr(vaefast, self.name)).parameters
+
+    def call(self, *tensors, seed, batch_ndim=1, bounds=None):
+        """The op; a tuple of its outputs."""
+        options = {"seed": seed, "batch_ndim": batch_ndim, "logvar_bounds": bounds, "dim": -1}
+        options = {name: value for name, value in options.items() if self.takes(name)}
+        return tuple_of(getattr(vaefast, self.name)(*tensors, **options))
+
+    def truth(self, *tensors, seed, batch_ndim=1, bounds=None, plain=False, dtype=torch.float64):
+        """What the outputs must be: the reference (or plain PyTorch) in float64 (or `dtype`), with the op's noise."""
+        values = [t.to(dtype) for t in tensors]
+        if self.halves:
+            values = list(values[0].chunk(2, -1))
+        arguments = [standard_normal(seed, values[0].shape, dtype)] if self.takes("seed") else []
+        arguments += [batch_ndim] if self.takes("batch_ndim") else []
+        if plain:
+            return tuple_of(self.plain(*values, *arguments))
+        if self.takes("logvar_bounds"):
+            arguments += bounds or (-math.inf, math.inf)
+        return tuple_of(self.reference(*values, *arguments))
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensors' shape, for outputs of `shape`."""
+        return (*shape[:-1], 2 * shape[-1]) if self.halves else shape
+
+    def inputs(self, shape, *, device="cpu", dtype=torch.float32, generator=0, requires_grad=True):
+        """Contiguous tensors of the op, values in their range or [-2, 2]."""
+        generator = torch.Generator().manual_seed(generator)
+        tensors = []
+        for lo, hi in (self.ranges.get(name, (-2, 2)) for name in self.tensors):
+            uniform = torch.rand(self.shape(shape), generator=generator, dtype=torch.float64)
+            tensors.append((lo + (hi - lo) * uniform).to(device, dtype).requires_grad_(requires_grad))
+        return tensors
+
+
+def _plain_rsample(mu, logvar, eps):
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+def _plain_kl(mu, logvar, batch_ndim):
+    terms = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
+    return terms.flatten(batch_ndim).sum(-1) if terms.ndim > batch_ndim else terms
+
+
+def _plain_kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim):
+    terms = 0.5 * (logvar_p - logvar_q + (logvar_q.exp() + (mu_q - mu_p).pow(2)) / logvar_p.exp() - 1)
+    return terms.flatten(batch_ndim).sum(-1) if terms.ndim > batch_ndim else terms
+
+
+def _plain_rsample_kl(mu, logvar, eps, batch_ndim):
+    return _plain_rsample(mu, logvar, eps), _plain_kl(mu, logvar, batch_ndim)
+
+
+def _per_sample(terms: Callable) -> Callable:
+    """A likelihood's elementwise terms, with the batch_ndim to sum them by."""
+
+    def summed(*arguments):
+        *values, batch_ndim = arguments
+        total = terms(*values)
+        return total.flatten(batch_ndim).sum(-1) if total.ndim > batch_ndim else total
+
+    return summed
+
+
+_LATENT = ("mu", "logvar")
+ROWS = [
+    Row("rsample", _LATENT, gaussian.rsample, _plain_rsample),
+    Row("kl_standard_normal", _LATENT, gaussian.kl_standard_normal, _plain_kl),
+    Row("rsample_kl", _LATENT, gaussian.rsample_kl, _plain_rsample_kl),
+    Row("rsample_kl_moments", ("moments",), gaussian.rsample_kl, _plain_rsample_kl, halves=True),
+    Row("kl_normal", ("mu_q", "logvar_q", "mu_p", "logvar_p"), gaussian.kl_normal, _plain_kl_normal),
+    Row(
+        "bernoulli_nll",
+        ("logits", "x"),
+        _per_sample(lambda logits, x: bernoulli.bernoulli_nll(logits, x, 1.0)),
+        _per_sample(functools.partial(binary_cross_entropy_with_logits, reduction="none")),
+        ranges={"x": (0, 1)},
+    ),
+]
+
+
+def seed_tensor(seed: int = 7, offset: int = 0, device="cpu") -> torch.Tensor:
+    return torch.tensor([seed, offset], device=device)
+
+
+def cotangents(outputs, generator=1) -> list[torch.Tensor]:
+    """Random output gradients."""
+    generator = torch.Generator().manual_seed(generator)
+    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device, o.dtype) for o in outputs]
+
+
+def gradients(outputs, tensors, grads=None, **options) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(outputs, tensors, cotangents(outputs) if grads is None else grads, **options)
+
+
+def assert_accurate(actual: torch.Tensor, expected: torch.Tensor, *, sums: bool = False) -> None:
+    """`actual` against float64: a relative error of 1e-5 in float32, 1e-12 in float64, one rounding in half types.
+
+    Sums of terms that are not negative get no absolute tolerance. Elements may cancel: they get four roundings of the
+    terms that cancel, which for inputs in [-2, 2] and cotangents of 4 sigma are at most 32.
+    """
+    expected = expected.to(actual.device)
+    half = actual.dtype in HALF
+    rounding = 2**-53 if actual.dtype == torch.float64 else 2**-24
+    rtol = 1e-12 if actual.dtype == torch.float64 else 1e-5
+    rtol += torch.finfo(actual.dtype).eps / 2 if half else 0
+    atol = 0 if sums else 4 * 32 * rounding
+    torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=atol, equal_nan=True)

@@ -1,0 +1,142 @@
+"""How strides are named, and index arithmetic past 2^31 without the memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import cotangents, gradients, seed_tensor
+from strategies import shapes, strided
+
+import vaefast
+from vaefast import _backends
+from vaefast._layout import Layout, readable, rows_and_cols
+from vaefast.ops._define import TABLE
+from vaefast.reference.noise import standard_normal
+
+
+def _element(layout: Layout, row: int, col: int) -> int:
+    outer, inner = divmod(col, layout.segment)
+    return row * layout.row_stride + outer * layout.segment_stride + inner * layout.stride
+
+
+@given(data=st.data())
+def test_layout_names_every_element(data):
+    shape = data.draw(shapes(max_elements=600))
+    values = torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
+    tensor = data.draw(strided(values))
+    batch_ndim = data.draw(st.integers(0, len(shape)))
+    rows, cols = rows_and_cols(tensor, batch_ndim)
+    assert rows * cols == tensor.numel()
+    read, layout = readable(tensor, batch_ndim, cols)
+    assert layout.segment > 0
+    flat = read.as_strided((read.untyped_storage().nbytes() // 8,), (1,), 0)
+    found = [flat[read.storage_offset() + _element(layout, r, c)].item() for r in range(rows) for c in range(cols)]
+    assert found == tensor.flatten().tolist()
+
+
+def _latent(*shape):
+    return torch.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "batch_ndim", "layout"),
+    [
+        (_latent(5, 12), 1, Layout(12, 12, 0, 1)),
+        (_latent(5, 3, 2, 2), 1, Layout(12, 12, 0, 1)),
+        (_latent(5, 24).chunk(2, 1)[1], 1, Layout(24, 12, 0, 1)),
+        (_latent(5, 6, 2, 2).chunk(2, 1)[0], 1, Layout(24, 12, 0, 1)),
+        (_latent(5, 3, 8).chunk(2, 2)[0], 1, Layout(24, 4, 8, 1)),
+        (_latent(12, 5).T, 1, Layout(1, 12, 0, 5)),
+        (_latent(12).expand(5, 12), 1, Layout(0, 12, 0, 1)),
+        (_latent(5, 1).expand(5, 12), 1, Layout(1, 12, 0, 0)),
+        (_latent(5, 3, 2, 2).to(memory_format=torch.channels_last), 1, Layout(12, 4, 1, 3)),
+        (_latent(5, 12)[::2, ::3], 1, Layout(24, 4, 0, 3)),
+        (_latent(2, 3, 4)[:, :, ::2], 2, Layout(4, 2, 0, 2)),
+        (_latent(7, 2)[:, 0], 1, Layout(2, 1, 0, 0)),
+    ],
+)
+def test_layouts_of_vaes_are_read_in_place(tensor, batch_ndim, layout):
+    rows, cols = rows_and_cols(tensor, batch_ndim)
+    read, found = readable(tensor, batch_ndim, cols)
+    assert read is tensor
+    cells = [(r, c) for r in range(rows) for c in range(cols)]
+    assert [_element(found, *cell) for cell in cells] == [_element(layout, *cell) for cell in cells]
+
+
+def test_only_what_three_levels_cannot_name_is_copied():
+    tensor = torch.arange(120.0).view(2, 3, 4, 5).permute(0, 3, 2, 1)[:, ::2]
+    read, layout = readable(tensor, 1, 36)
+    assert read is not tensor
+    assert torch.equal(read, tensor)
+    assert layout == Layout(36, 36, 0, 1)
+
+
+def test_sizes_past_2_31():
+    """Strides and counts are Python's integers and the walks' 64 bits: no element is named by a wrapped number."""
+    tensor = torch.empty(70_000, 2, 40_000, device="meta")[:, 1]
+    _, layout = readable(tensor, 1, 40_000)
+    assert _element(layout, 69_999, 39_999) == 69_999 * 80_000 + 39_999 > 2**32
+
+
+@pytest.fixture
+def sparse(tmp_path):
+    """A tensor of more elements than there is memory: pages that nobody touches do not exist."""
+
+    def make(count: int, dtype: torch.dtype) -> torch.Tensor:
+        path = tmp_path / "sparse"
+        with open(path, "wb") as file:
+            file.truncate(count * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=count, dtype=dtype)
+
+    return make
+
+
+@pytest.mark.parametrize("levels", ["row", "segment", "element"])
+def test_memory_past_2_31_elements(backend, sparse, levels):
+    """Rows, segments and elements that lie 2^31 elements apart are read from where they are."""
+    if backend.device != "cpu":
+        pytest.skip("a sparse file is the CPU's memory")
+    gap, size = 2**31 + 3, 10
+    strides = {"row": ((3, 5), (gap, 1)), "segment": ((1, 3, 5), (1, gap, 1)), "element": ((2, 3), (7, gap))}
+    shape, stride = strides[levels]
+    base = sparse(3 * gap + size, torch.float16)
+    far = base.as_strided(shape, stride)
+    near = torch.randn(shape).half()
+    far.copy_(near)
+    far.requires_grad_(), near.requires_grad_()
+    results = [vaefast.rsample_kl(t, t, seed=1) for t in (far, near)]
+    results = [r + gradients(r, [t], cotangents(r)) for r, t in zip(results, (far, near), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+def test_sum_past_2_31_elements(backend):
+    """KL of a row of 2^31 + 11 equal elements, one number in memory."""
+    count = 2**31 + 11
+    if backend.name == "reference":
+        pytest.skip("plain PyTorch holds the row in memory")
+    mu = torch.tensor([2.0], device=backend.device).expand(1, count)
+    logvar = torch.tensor([0.0], device=backend.device).expand(1, count)
+    assert vaefast.kl_standard_normal(mu, logvar).item() == pytest.approx(2.0 * count, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_noise_past_2_32_elements(backend):
+    """The last row of a draw of more than 2^32 elements, each row written over the one before."""
+    if backend.name != "cpu":
+        pytest.skip("rows are written one after the other by one CPU thread only")
+    cols = 4099
+    rows = 2**32 // cols + 2
+    out = torch.empty(cols)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        walk = _backends.walk(TABLE["standard_normal"].density, "cpu")
+        walk("standard_normal", 1, (), (), (out.expand(rows, cols),), (), seed_tensor(3, 1), ())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(out, standard_normal(seed_tensor(3, 1), (cols,), first=(rows - 1) * cols))

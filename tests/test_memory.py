@@ -1,0 +1,115 @@
+"""Memory: from forward to backward, rsample_kl holds z, kl and the seed, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from samples import cotangents, gradients
+
+import vaefast
+
+B, D = 512, 256
+ELEMENTS = B * D
+
+
+def _saved(function, *tensors):
+    """The outputs, and what autograd keeps for backward."""
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = function(*tensors)
+    return outputs, saved
+
+
+def _storages(tensors) -> set[int]:
+    return {t.untyped_storage().data_ptr() for t in tensors}
+
+
+def test_noise_is_not_saved(row, backend):
+    """Autograd keeps inputs and the seed: two int64, whatever the size of the draw."""
+    tensors = row.inputs((B, D), device=backend.device)
+    _, saved = _saved(lambda *t: row.call(*t, seed=None), *tensors)
+    others = [t for t in saved if t.untyped_storage().data_ptr() not in _storages(tensors)]
+    assert [(t.dtype, tuple(t.shape)) for t in others] == ([(torch.int64, (2,))] if row.takes("seed") else [])
+
+
+def test_chunk_halves_are_not_copied(backend):
+    moments = torch.randn(B, 2 * D, device=backend.device, requires_grad=True)
+    mu, logvar = moments.chunk(2, 1)
+    _, saved = _saved(vaefast.rsample_kl, mu, logvar)
+    assert _storages(t for t in saved if t.is_floating_point()) == _storages([moments])
+
+
+def _allocations(function) -> tuple[object, list[int]]:
+    """The function's result, and every allocation (positive) and release (negative) of the CPU while it ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return result, [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+
+
+def _peak(changes: list[int]) -> int:
+    peak = now = 0
+    for change in changes:
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def _fused_on_cpu(backend):
+    if backend.name != "cpu":
+        pytest.skip("a fused backend of the CPU is meant")
+
+
+def test_peak_of_forward_and_backward(backend):
+    """Forward allocates z, kl and the seed; backward the two gradients. Nothing comes and goes between."""
+    _fused_on_cpu(backend)
+    mu, logvar = (torch.randn(B, D, requires_grad=True) for _ in range(2))
+    outputs, changes = _allocations(lambda: vaefast.rsample_kl(mu, logvar))
+    z, kl = outputs
+    seed = 16
+    assert _peak(changes) <= z.nbytes + kl.nbytes + seed + 64  # 64: how the allocator rounds the seed up
+    assert sum(changes) >= z.nbytes + kl.nbytes + seed
+    grads = cotangents(outputs)
+    result, changes = _allocations(lambda: gradients(outputs, (mu, logvar), grads))
+    assert _peak(changes) <= sum(g.nbytes for g in result) + 64
+
+
+def test_peak_with_moments(backend):
+    """The gradient of moments is written as one tensor: no halves that are joined afterwards."""
+    _fused_on_cpu(backend)
+    moments = torch.randn(B, 2 * D, requires_grad=True)
+    outputs, changes = _allocations(lambda: vaefast.rsample_kl_moments(moments))
+    assert _peak(changes) <= 4 * (ELEMENTS + B) + 16 + 64
+    grads = cotangents(outputs)
+    result, changes = _allocations(lambda: gradients(outputs, [moments], grads))
+    assert result[0].nbytes == 4 * 2 * ELEMENTS
+    assert _peak(changes) <= result[0].nbytes + 64
+
+
+def test_the_profiler_sees_what_it_should():
+    """Plain PyTorch holds temporaries of the latent's size, and the profile shows them."""
+    mu, logvar = (torch.randn(B, D, requires_grad=True) for _ in range(2))
+    _, changes = _allocations(lambda: mu + torch.exp(0.5 * logvar) * torch.randn_like(mu))
+    assert _peak(changes) >= 3 * mu.nbytes
+
+
+@pytest.mark.gpu
+def test_peak_on_the_gpu(backend):
+    if backend.device != "cuda":
+        pytest.skip("the allocator of the GPU is meant")
+    mu, logvar = (torch.randn(B, D, device="cuda", requires_grad=True) for _ in range(2))
+    for _ in range(2):  # once to compile and warm up
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        z, kl = vaefast.rsample_kl(mu, logvar)
+        peak = torch.cuda.max_memory_allocated() - before
+        grads = torch.autograd.grad(z.sum() + kl.sum(), (mu, logvar))
+    block = 512  # the allocator's unit: z, kl and the seed are rounded up to it, and the draw of a seed has a temporary
+    assert peak <= z.nbytes + kl.nbytes + 4 * block
+    assert len(grads) == 2

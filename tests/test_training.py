@@ -1,0 +1,379 @@
+"""Data, models, the loop, checkpoints that survive a kill, and the run that puts them together."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vaefast.data import Batches, digits
+from vaefast.distributions import DiagonalGaussian
+from vaefast.models import VAE, dense_vae
+from vaefast.objectives import elbo
+from vaefast.training import NotFiniteError, Settings, SettingsError, Trainer, checkpoint, job, load, pictures, run
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits()
+
+
+@pytest.fixture(autouse=True)
+def threads_and_generator():
+    """Runs set both for their process."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_num_threads(threads)
+
+
+# data
+
+
+def test_digits_are_split_by_class(data):
+    assert data.train.shape == (4500, 1, 28, 28)
+    assert data.test.shape == (500, 1, 28, 28)
+    assert data.train.dtype == data.test.dtype == torch.uint8
+    assert data.train_labels.bincount().tolist() == [450] * 10
+    assert data.test_labels.bincount().tolist() == [50] * 10
+    assert data.train.max() == 255
+    seen = {bytes(image.numpy().tobytes()) for image in data.train}
+    assert not any(image.numpy().tobytes() in seen for image in data.test)
+
+
+def test_batches_show_every_row_once():
+    rows = torch.arange(10)
+    assert [len(b) for b in Batches(rows, 4)] == [4, 4, 2]
+    assert torch.equal(torch.cat(list(Batches(rows, 4))), rows)
+    batches = Batches(rows, 3, shuffle=True)
+    torch.manual_seed(0)
+    first, second = torch.cat(list(batches)), torch.cat(list(batches))
+    torch.manual_seed(0)
+    assert len(batches) == 4
+    assert torch.equal(first.sort().values, rows)
+    assert not torch.equal(first, rows)
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.cat(list(batches)), first)
+
+
+@pytest.mark.parametrize(("rows", "size", "message"), [(3, 0, "size must be"), (0, 2, "at least one sample")])
+def test_batches_refuse(rows, size, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(torch.zeros(rows), size)
+
+
+# models
+
+
+def linear_sizes(module: nn.Module) -> list[tuple[int, int]]:
+    return [(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+def test_dense_vae_has_the_introductory_shape():
+    model = dense_vae((1, 28, 28), 6)
+    assert linear_sizes(model.encoder) == [(784, 128), (128, 64), (64, 32), (32, 6), (32, 6)]
+    assert linear_sizes(model.decoder) == [(6, 32), (32, 64), (64, 128), (128, 256), (256, 784)]
+    assert model.encoder.mean.weight is not model.encoder.logvar.weight
+
+
+def test_heads_are_separate():
+    model = dense_vae((4,), 2)
+    before = model.encode(torch.ones(1, 4))
+    with torch.no_grad():
+        model.encoder.logvar.bias += 1
+    after = model.encode(torch.ones(1, 4))
+    assert torch.equal(after.mean, before.mean)
+    torch.testing.assert_close(after.logvar, before.logvar + 1)
+
+
+def test_dense_vae_refuses_an_unknown_activation():
+    with pytest.raises(ValueError, match="activation must be one of 'relu'"):
+        dense_vae((4,), 2, activation="sine")
+
+
+def test_vae_takes_any_encoder_and_decoder():
+    encoder = nn.Conv2d(1, 4, 4, stride=4)  # two latent channels
+    decoder = nn.ConvTranspose2d(2, 1, 4, stride=4)
+    model = VAE(encoder, decoder, (2, 2, 2))
+    x = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    output = model(x, seed=1)
+    assert output.decoded.shape == x.shape
+    assert output.z.shape == (3, 2, 2, 2)
+    posterior = model.encode(x)
+    assert isinstance(posterior, DiagonalGaussian)
+    torch.testing.assert_close(output.kl, posterior.kl())
+    assert torch.equal(output.z, posterior.rsample(seed=1))
+    torch.testing.assert_close(posterior.parameters, encoder(x / 255))
+    assert torch.equal(model.reconstruct(x), torch.sigmoid(decoder(posterior.mean)))
+    assert torch.equal(model.sample(5, seed=2), model.sample(5, seed=2))
+    assert not torch.equal(model.sample(5, seed=2), model.sample(5, seed=3))
+    assert model.sample(5).shape == (5, 1, 8, 8)
+
+
+def test_elbo_in_float64():
+    model, x = dense_vae((7,), 3).double(), torch.rand(5, 7).double()
+    torch.manual_seed(4)
+    parts = elbo(model, x)
+    torch.manual_seed(4)
+    z = model.encode(x).sample()
+    mean, logvar = model.encoder(x).chunk(2, 1)
+    p = torch.sigmoid(model.decoder(z))
+    reconstruction = -(x * p.log() + (1 - x) * (1 - p).log()).sum(1)
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)
+    torch.testing.assert_close(parts["reconstruction"], reconstruction)
+    torch.testing.assert_close(parts["kl"], kl)
+    torch.testing.assert_close(parts["loss"], reconstruction + kl)
+
+
+# the loop
+
+
+def squares(model, batch):
+    errors = (model(batch[:, :2])[:, 0] - batch[:, 2]) ** 2
+    return {"loss": errors, "largest": errors.detach()}
+
+
+def plane(count: int) -> torch.Tensor:
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+    return torch.cat([x, x @ torch.tensor([[2.0], [-1.0]]) + 3], 1)
+
+
+def test_trainer_takes_any_module_and_objective():
+    torch.manual_seed(0)
+    model, steps, rows = nn.Linear(2, 1), [], []
+    trainer = Trainer(model, squares, torch.optim.SGD(model.parameters(), lr=0.1))
+    train = Batches(plane(70), 16, shuffle=True)
+    trainer.fit(train, Batches(plane(30), 16), epochs=8, on_step=lambda: steps.append(1), on_epoch=rows.append)
+    assert len(steps) == 8 * 5
+    assert rows == trainer.history
+    assert rows[-1]["held-out"]["loss"] < 1e-3 * rows[0]["train"]["loss"]
+    torch.testing.assert_close(model.weight, torch.tensor([[2.0, -1.0]]), atol=0.1, rtol=0)
+    assert not model.training  # evaluated last
+    trainer.fit(train, epochs=1)
+    assert set(trainer.history[-1]) == {"train"}
+    assert model.training
+
+
+def test_means_are_over_samples_not_batches():
+    model, data = nn.Linear(2, 1), plane(50)
+    trainer = Trainer(model, squares, torch.optim.SGD(model.parameters(), lr=0.1))
+    uneven = trainer.evaluate(Batches(data, 49))  # a last batch of one
+    with torch.no_grad():
+        expected = squares(model, data)["loss"].double().mean().item()
+    assert uneven == pytest.approx({"loss": expected, "largest": expected}, rel=1e-6)
+
+
+def test_evaluate_changes_nothing():
+    model = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5))
+    trainer = Trainer(model, squares, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert trainer.evaluate(Batches(plane(8), 8)) == trainer.evaluate(Batches(plane(8), 8))
+    assert model[0].weight.grad is None
+
+
+def test_schedule_steps_with_the_optimizer():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    Trainer(model, squares, optimizer, schedule).fit(Batches(plane(9), 3), epochs=2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    model = nn.Linear(2, 1)
+    trainer = Trainer(model, squares, torch.optim.SGD(model.parameters(), lr=1e20))
+    with pytest.raises(NotFiniteError, match=r"the loss became (inf|nan) in epoch 1"):
+        trainer.fit(Batches(plane(64), 8), epochs=3)
+    assert trainer.history == []
+
+
+# checkpoints
+
+
+def test_checkpoint_holds_every_bit(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(torch.bfloat16)
+    checkpoint.save(tmp_path / "c.safetensors", model, {"note": "é"})
+    tensors, metadata = checkpoint.read(tmp_path / "c.safetensors")
+    assert metadata == {"note": "é"}
+    assert tensors.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensors[name], tensor)
+        assert tensors[name].dtype == tensor.dtype
+    assert os.listdir(tmp_path) == ["c.safetensors"]
+
+
+@pytest.mark.parametrize("moment", ["os.fsync", "os.replace"])
+def test_a_kill_leaves_the_old_checkpoint(tmp_path, moment):
+    path = tmp_path / "c.safetensors"
+    checkpoint.write(path, b"old")
+    script = f"""
+import os, signal
+from vaefast.training import checkpoint
+{moment} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.write({str(path)!r}, b"new" * 100_000)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    checkpoint.write(path, b"newer")  # what the killed process left does not get in the way
+    assert path.read_bytes() == b"newer"
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    checkpoint.write(path, b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["c.safetensors"]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    (tmp_path / "plain").write_text("")
+    checkpoint.write(tmp_path / "ours", b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b)])
+def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, nn.Linear(30, 30))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        checkpoint.read(path)
+
+
+# pictures
+
+
+def open_png(content: bytes) -> torch.Tensor:
+    image = Image.open(io.BytesIO(content))
+    assert image.format == "PNG"
+    return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).view(*image.size[::-1], 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_puts_every_image_in_its_place(channels):
+    images = torch.rand(5, channels, 4, 6)
+    pixels = open_png(pictures.grid(images, columns=3))
+    assert pixels.shape == (2 * (2 + 2 * (4 + 2)), 2 * (2 + 3 * (6 + 2)), 3)
+    small = pixels[::2, ::2]
+    for i, image in enumerate(images):
+        top, left = 2 + (i // 3) * 6, 2 + (i % 3) * 8
+        expected = (image * 255).round().to(torch.uint8).expand(3, 4, 6).movedim(0, -1)
+        assert torch.equal(small[top : top + 4, left : left + 6], expected)
+    assert (small[8:, 18:] == 255).all()  # no sixth image
+
+
+def test_reconstructions_alternate():
+    originals = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    pixels = open_png(pictures.reconstructions(originals, torch.full((4, 1, 2, 2), 0.2), columns=2))[::2, ::2]
+    assert [pixels[2 + 4 * row, 2, 0].item() for row in range(4)] == [0, 51, 0, 51]
+
+
+def test_curves_are_a_picture():
+    row = {"train": {"loss": 2.0, "kl": 1.0}, "held-out": {"loss": 3.0, "kl": 1.5}}
+    assert open_png(pictures.curves([row, row])).float().std() > 0
+
+
+# the run
+
+
+def small(folder, **changes) -> Settings:
+    return Settings(**{"output": str(folder), "epochs": 2, "batch_size": 500, "latent": 3, **changes})
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run(small(folder, epochs=3), silent)
+
+
+def test_the_loss_falls(finished):
+    folder, metrics = finished
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    losses = [row["train"]["loss"] for row in metrics["history"]]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.75 * losses[0]
+    for split in ("train", "held-out"):
+        parts = metrics[split]
+        assert parts["elbo"] == pytest.approx(-parts["reconstruction"] - parts["kl"])
+        assert math.isfinite(parts["elbo"])
+
+
+def test_a_reloaded_model_draws_the_same_pictures(finished, data):
+    folder, metrics = finished
+    torch.set_num_threads(1)
+    model = load(folder)
+    shown = data.test[::10]
+    with torch.no_grad():
+        drawn = pictures.reconstructions(shown, model.reconstruct(shown), 10)
+        samples = pictures.grid(model.sample(100, seed=0), 10)
+        held_out = torch.stack([elbo(model, data.test)["loss"].mean() for _ in range(5)]).mean().item()
+    assert drawn == (folder / "reconstructions.png").read_bytes()
+    assert samples == (folder / "samples.png").read_bytes()
+    assert held_out == pytest.approx(-metrics["held-out"]["elbo"], rel=0.01)
+
+
+def test_one_seed_one_result(finished, tmp_path):
+    folder, _ = finished
+    run(small(tmp_path / "same", epochs=3), silent)
+    run(small(tmp_path / "other", epochs=3, seed=1), silent)
+    weights, same, other = (
+        checkpoint.read(f / "checkpoint.safetensors")[0] for f in (folder, tmp_path / "same", tmp_path / "other")
+    )
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert not any(torch.equal(weights[name], other[name]) for name in weights if name.endswith("weight"))
+
+
+def test_an_interrupt_in_the_first_epoch_leaves_the_earlier_run(finished, monkeypatch):
+    folder, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "_fit", interrupted)
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        run(small(folder, latent=5), said.append)
+    assert said[-1] == "Interrupted before the first epoch was finished: nothing was saved."
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_load_without_a_run(tmp_path):
+    with pytest.raises(OSError, match="checkpoint"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be from 1 to 1000000, got 0"),
+        ({"batch_size": -1}, "batch size must be"),
+        ({"seed": 2**63}, "seed must be"),
+        ({"lr": math.nan}, "lr must be a positive number, got nan"),
+    ],
+)
+def test_settings_outside_their_range(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings(**changes)

@@ -1,0 +1,5 @@
+import sys
+
+from vaefast.cli import main
+
+sys.exit(main())

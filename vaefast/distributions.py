@@ -1,0 +1,114 @@
+"""Distributions as objects, for code written against diffusers or torch.distributions."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+
+from vaefast.nn.latent import halves
+from vaefast.ops import draw_seed, kl_normal, kl_standard_normal, rsample
+
+
+class DiagonalGaussian:
+    """N(mean, diag(exp(logvar))) from an encoder's output: diffusers' `DiagonalGaussianDistribution` over our ops.
+
+    Same constructor, attributes and methods. What differs: kl, nll and log_prob of half types are computed and
+    returned in float32; any number of dimensions from two up is taken, not four only; the noise comes from a seed.
+    Nothing is computed before it is asked for.
+
+    Args:
+        parameters: [B, 2 * C, ...]; the mean, then the log-variance, along dimension 1.
+        deterministic: a point mass at the mean: std and var are zero, sample() is the mean, kl() and nll() are zero.
+
+    Attributes:
+        mean: [B, C, ...], a view of parameters.
+        logvar: the same shape, clamped to [-30, 20], with gradient zero outside.
+        std, var: exp(logvar / 2) and exp(logvar).
+
+    Raises:
+        TypeError, ValueError: for parameters that are not floating point, or not of an even size at dimension 1.
+    """
+
+    logvar_bounds = (-30.0, 20.0)
+
+    def __init__(self, parameters: torch.Tensor, deterministic: bool = False):
+        self.mean, self._logvar = halves(parameters)
+        self.parameters = parameters
+        self.deterministic = deterministic
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.mean.shape)}, deterministic={self.deterministic})"
+
+    @cached_property
+    def logvar(self) -> torch.Tensor:
+        return self._logvar.clamp(*self.logvar_bounds)
+
+    @cached_property
+    def std(self) -> torch.Tensor:
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
+
+    @cached_property
+    def var(self) -> torch.Tensor:
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+
+    def mode(self) -> torch.Tensor:
+        return self.mean
+
+    def rsample(self, seed: int | torch.Tensor | None = None) -> torch.Tensor:
+        """mean + std * eps, differentiable; `seed` as for `vaefast.rsample`."""
+        if self.deterministic:
+            return self.mean.clone(memory_format=torch.contiguous_format)
+        return rsample(self.mean, self._logvar, seed=seed, logvar_bounds=self.logvar_bounds)
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """`rsample` with its seed drawn from `generator` (on any device), or from the device's default one."""
+        if generator is None or self.deterministic:
+            return self.rsample()
+        return self.rsample(draw_seed(generator=generator).to(self.parameters.device))
+
+    def kl(self, other: DiagonalGaussian | None = None) -> torch.Tensor:
+        """KL(self || other), or to N(0, 1) without `other`: [B], in nats; zero, of shape [1], if deterministic.
+
+        `other` is any object with mean and logvar. It is infinite where other is deterministic.
+        """
+        if self.deterministic:
+            return torch.zeros(1, device=self.parameters.device)
+        if other is None:
+            return kl_standard_normal(self.mean, self._logvar, logvar_bounds=self.logvar_bounds)
+        if getattr(other, "deterministic", False):
+            return torch.full(self.mean.shape[:1], math.inf, device=self.parameters.device)
+        return kl_normal(self.mean, self._logvar, other.mean, other.logvar, logvar_bounds=self.logvar_bounds)
+
+    def nll(self, sample: torch.Tensor, dims: tuple[int, ...] | None = None) -> torch.Tensor:
+        """-log density of `sample`, summed over `dims`: by default all but the batch, diffusers' (1, 2, 3) for images.
+
+        Zero, of shape [1], if deterministic, as in diffusers.
+        """
+        if self.deterministic:
+            return torch.zeros(1, device=self.parameters.device)
+        return self._surprise(sample).sum(tuple(range(1, self.mean.ndim)) if dims is None else tuple(dims))
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log density per sample, what `Independent(Normal(mean, std), event dims)` gives.
+
+        Args:
+            value: [*n, B, C, ...], any number of dimensions in front of the distribution's own.
+
+        Returns:
+            [*n, B], in float32 (float64 for float64).
+
+        Raises:
+            ValueError: if deterministic, since a point mass has no density.
+        """
+        if self.deterministic:
+            raise ValueError("a deterministic DiagonalGaussian has no density; use nll, which is then 0")
+        return -self._surprise(value).flatten(1 - self.mean.ndim).sum(-1)
+
+    def _surprise(self, value: torch.Tensor) -> torch.Tensor:
+        """-log density of each element; scaled before it is squared, so that a small variance does not overflow."""
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)
+        mean, logvar = self.mean.to(dtype), self.logvar.to(dtype)
+        scaled = (value.to(dtype) - mean) * torch.exp(-0.5 * logvar)
+        return 0.5 * (math.log(2 * math.pi) + logvar + scaled * scaled)

@@ -1,0 +1,56 @@
+"""Pictures of a run, as the bytes of PNG files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+
+from vaefast.nn import unit
+
+_GAP = 2  # pixels between the images of a grid
+_SCALE = 2
+
+
+def grid(images: torch.Tensor, columns: int) -> bytes:
+    """Images [N, C, H, W], C = 1 or 3, levels in [0, 1] or uint8, row by row on a white ground."""
+    from PIL import Image
+
+    levels = (unit(images).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    count, channels, height, width = levels.shape
+    rows = -(-count // columns)
+    sheet = torch.full((channels, rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP), 255).to(torch.uint8)
+    for i, image in enumerate(levels):
+        top, left = (_GAP + n * (size + _GAP) for n, size in zip(divmod(i, columns), (height, width), strict=True))
+        sheet[:, top : top + height, left : left + width] = image
+    picture = Image.fromarray(sheet.movedim(0, -1).squeeze(-1).numpy())
+    return _png(lambda file: picture.resize((_SCALE * picture.width, _SCALE * picture.height), 0).save(file, "png"))
+
+
+def reconstructions(images: torch.Tensor, reconstructed: torch.Tensor, columns: int) -> bytes:
+    """A grid whose rows alternate: originals, and below them their reconstructions. Both [N, C, H, W]."""
+    pairs = zip(unit(images).split(columns), reconstructed.split(columns), strict=True)
+    return grid(torch.cat([row.to(reconstructed) for pair in pairs for row in pair]), columns)
+
+
+def curves(history: Sequence[dict[str, dict[str, float]]]) -> bytes:
+    """Each loss part by epoch, training and held-out, from a Trainer's history."""
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    parts = list(history[0]["train"])
+    figure = Figure(figsize=(4 * len(parts), 3.2), layout="constrained")
+    epochs = range(1, len(history) + 1)
+    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+        for split in history[0]:
+            axes.plot(epochs, [row[split][part] for row in history], label=split)
+        axes.set(title=part, xlabel="epoch", ylabel="nats per image")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return _png(lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def _png(write) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
