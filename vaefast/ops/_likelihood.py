@@ -58,7 +58,11 @@ class Likelihood:
     def _reference_backward(self, grad_nll, *args):
         *args, wanted = args
         twice = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # below a dispatch mode autograd is switched off for what an op does inside; this op means to use it
+        with (
+            torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False),
+            torch.enable_grad(),
+        ):
             tensors = [
                 t if twice and t.requires_grad else t.detach().requires_grad_() if want else t
                 for t, want in zip(args, wanted, strict=False)
