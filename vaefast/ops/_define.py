@@ -73,7 +73,9 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
         walk = _backends.walk(density, args[0].device.type)  # every op's first argument is a tensor
         if walk is not None:
             return fused(walk, *args)
-        result = reference(*args)  # which follows its inputs' strides, while fused bodies and the fake are contiguous
+        with torch.no_grad():  # the op's result has no graph; create_graph=True calls the reference itself
+            result = reference(*args)
+        # it follows its inputs' strides, while fused bodies and the fake are contiguous
         if isinstance(result, torch.Tensor):
             return result.contiguous()
         return type(result)([t.contiguous() for t in result])
