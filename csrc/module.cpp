@@ -30,6 +30,7 @@ VAEFAST_DECLARE(avx512)
 namespace cuda {
 // Throws std::runtime_error with CUDA's own words.
 bool run_rows(const char* density, const Walk& walk, int device, void* stream);
+int64_t pieces(const Walk& walk);
 }
 #endif
 }  // namespace vaefast
@@ -256,6 +257,11 @@ PYBIND11_MODULE(_C, m) {
                         const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs,
                         const py::object& seed, const py::tuple& params, const py::object& weight) {
     Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
+    int64_t pieces = row_outputs.empty() ? 1 : cuda::pieces(call.walk);
+    if (pieces > 1) {  // PyTorch's memory: ordered by the stream, and a CUDA graph's own while one is captured
+      call.keep.push_back(row_outputs[0].attr("new_empty")(row_outputs.size() * call.walk.rows * pieces));
+      call.walk.pieces = pointer(call.keep.back().ptr());
+    }
     bool known;
     {
       py::gil_scoped_release release;

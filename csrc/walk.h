@@ -30,6 +30,7 @@ struct Walk {
   const int64_t* seed;  // (seed, offset), in the device's memory
   double params[kMaxParams];
   bool wide;  // compute in float64 instead of float32
+  void* pieces;  // CUDA: room for the sums of pieces of rows, as many as cuda::pieces says
 };
 
 }  // namespace vaefast

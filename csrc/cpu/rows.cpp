@@ -4,7 +4,6 @@
 // staged in the first-level cache: inputs of any strides and type become contiguous floats (a contiguous float32
 // input is read where it lies), the noise is made beside them, the density maps vectors, and row sums are added up.
 // Tiles depend on the sizes alone, so results do not depend on the number of threads.
-#include <cstdlib>
 #include <type_traits>
 
 #include "cpu/normals.h"
@@ -147,7 +146,7 @@ class Runner {
     }
     double* partial = nullptr;  // [row output, row, piece]
     if (D::row_outputs && pieces_ > 1)
-      partial = static_cast<double*>(malloc(sizeof(double) * D::row_outputs * walk_.rows * pieces_));
+      partial = new double[D::row_outputs * walk_.rows * pieces_];
     [[maybe_unused]] bool parallel = threads > 1 && tiles_ > 1 && walk_.rows * walk_.cols >= kParallel;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
     for (int64_t t = 0; t < tiles_; ++t) map(tile(t), partial);
@@ -158,7 +157,7 @@ class Runner {
           for (int64_t i = 0; i < pieces_; ++i) total += partial[(k * walk_.rows + r) * pieces_ + i];
           put_row(k, r, static_cast<C>(total));
         }
-      free(partial);
+      delete[] partial;
     }
   }
 

@@ -5,8 +5,10 @@
 
 #if defined(__CUDACC__)
 #define VF_FN __host__ __device__ __forceinline__
+#define VF_UNROLL _Pragma("unroll")
 #else
 #define VF_FN inline __attribute__((always_inline))
+#define VF_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 // Every instruction set compiles its own copy: the linker must not merge, say, an AVX-512 copy into the baseline.
@@ -160,7 +162,7 @@ VF_FN Exp<T> exp_parts(T x) {
   T k = shifted - C::shift;
   T r = N::multiply_add(k, splat<T>(-C::ln2_lo), N::multiply_add(k, splat<T>(-C::ln2_hi), bounded));
   T p = splat<T>(C::term(0));
-#pragma GCC unroll 16
+  VF_UNROLL
   for (int i = 1; i < C::terms; ++i) p = N::multiply_add(p, r, splat<T>(C::term(i)));
   T q = p * (r * r);
   T m = r + q;
@@ -186,14 +188,14 @@ VF_FN T log1p_reduced(T g) {
   using N = Native<T>;
   if constexpr (sizeof(Scalar<T>) == 4) {
     T p = splat<T>(log_polynomial_constant(0));
-#pragma GCC unroll 16
+    VF_UNROLL
     for (int i = 1; i < 9; ++i) p = N::multiply_add(p, g, splat<T>(log_polynomial_constant(i)));
     T w = g * g;
     return g + N::multiply_add(w, splat<T>(-0.5f), p * g * w);
   } else {  // 2 artanh(s) with s = g / (2 + g); the first term left out is 3e-18 of the sum
     T s = g / (g + 2.), z = s * s;
     T p = splat<T>(1. / 23);
-#pragma GCC unroll 16
+    VF_UNROLL
     for (int i = 21; i >= 3; i -= 2) p = N::multiply_add(p, z, splat<T>(1. / i));
     // g - s (g - 2 z p): what is added to g is small, so g's own rounding stays the only one
     return g - s * (g - z * p * 2.);

@@ -11,9 +11,9 @@ inline namespace VAEFAST_ISA {
 template <int N, class Word>
 VF_FN void philox4x32(Word (&counter)[N][4], uint64_t seed) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#pragma GCC unroll 10
+  VF_UNROLL
   for (int round = 0; round < 10; ++round) {
-#pragma GCC unroll 4
+    VF_UNROLL
     for (int i = 0; i < N; ++i) {
       Word* c = counter[i];
       Word hi0, lo0, hi1, lo1;

@@ -116,14 +116,14 @@ class Rsample(torch.autograd.Function):
         return grad_z, backward(grad_z, *ctx.saved_tensors, *ctx.bounds), None, None, None
 
 
-RsampleKL = differentiable("RsampleKL", _rsample_kl_forward, _rsample_kl_backward, saved=(0, 1, 2))
+RsampleKL = differentiable("RsampleKL", _rsample_kl_forward, _rsample_kl_backward, saved=3)
 RsampleKLMoments = differentiable(
-    "RsampleKLMoments", _rsample_kl_moments_forward, _rsample_kl_moments_backward, saved=(0, 1)
+    "RsampleKLMoments", _rsample_kl_moments_forward, _rsample_kl_moments_backward, saved=2
 )
 KLStandardNormal = differentiable(
-    "KLStandardNormal", _kl_standard_normal_forward, _kl_standard_normal_backward, saved=(0, 1)
+    "KLStandardNormal", _kl_standard_normal_forward, _kl_standard_normal_backward, saved=2
 )
-KLNormal = differentiable("KLNormal", _kl_normal_forward, _kl_normal_backward, saved=(0, 1, 2, 3))
+KLNormal = differentiable("KLNormal", _kl_normal_forward, _kl_normal_backward, saved=4)
 
 
 def _pair(mu, logvar, batch_ndim, logvar_bounds, names=("mu", "logvar")):
