@@ -1,10 +1,12 @@
 """Tables and plots from the stored results alone.
 
 python -m benchmarks.report [FILE ...]     Markdown on standard output; a PNG beside each FILE (default: every result)
+python -m benchmarks.report --readme       the same, and the speed tables between the README's benchmark marks
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -158,16 +160,30 @@ def plot(results: dict, path: Path) -> None:
     pyplot.close(figure)
 
 
+def write_readme(text: str) -> None:
+    path = Path(__file__).parents[1] / "README.md"
+    begin, end = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+    head, rest = path.read_text().split(begin)
+    path.write_text(f"{head}{begin}\n{text}{end}{rest.split(end)[1]}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    named = sys.argv[1:] if arguments is None else arguments
-    paths = [Path(p) for p in named] or sorted((Path(__file__).parent / "results").glob("*.json"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Tables and plots of the results.")
+    parser.add_argument("files", nargs="*", type=Path, help="stored results (default: all in benchmarks/results)")
+    parser.add_argument("--readme", action="store_true", help="put the tables between the README's benchmark marks")
+    options = parser.parse_args(arguments)
+    paths = options.files or sorted((Path(__file__).parent / "results").glob("*.json"))
     if not paths:
         print("nothing is stored yet: run `python -m benchmarks.run`", file=sys.stderr)
         return 1
+    tables = []
     for path in paths:
         results = json.loads(path.read_text())
-        print(markdown(results))
+        tables.append(markdown(results))
         plot(results, path.with_suffix(".png"))
+    print("\n".join(tables))
+    if options.readme:
+        write_readme("\n".join(tables))
     return 0
 
 
