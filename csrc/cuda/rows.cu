@@ -297,21 +297,23 @@ __device__ __forceinline__ int64_t offset(const Elements& e, int64_t row, int64_
   return row * e.row_stride + segment * e.segment_stride + (col - segment * e.segment) * e.stride;
 }
 
-// Tensors of any strides and types, weighed or not: one element after the other. The 1 lets the compiler take the
-// registers that it needs; without it, it spills to fit more threads.
-template <class D, class C>
-__global__ void __launch_bounds__(kThreads<C>, 1) map_elements(const Task<D, C> task) {
-  const Share<C> share(task);
+// Tensors of any strides and types, weighed or not: one element after the other, in the order in which map_packs<D, S>
+// adds them, so that sums do not depend on the strides. The 1 lets the compiler take the registers that it needs;
+// without it, it spills to fit more threads.
+template <class D, class S>
+__global__ void __launch_bounds__(kThreads<S>, 1) map_elements(const Task<D, Compute<S>> task) {
+  using C = Compute<S>;
+  const Share<S> share(task);
   C of_row[kAtLeast1<D::row_inputs>], sums[kAtLeast1<D::row_outputs>] = {};
   load_rows(task, share, of_row);
 #pragma unroll 1
-  for (int u = 0; u < kPacks<C>; ++u) {
-    const Span span = share.span(u);
-    if (span.from >= span.to) continue;
+  for (int quad = 0; quad < kPacks<S> * kPack<S> / 4; ++quad) {
+    const Span span = share.span(quad * 4 / kPack<S>);
+    const int at = quad * 4 % kPack<S>, to = min(span.to, at + 4);
     float eps[4] = {};
-    if constexpr (D::noise) normals({(share.first + span.col) / 4}, task.seed, eps);
+    if constexpr (D::noise) normals({(share.first + span.col + at) / 4}, task.seed, eps);
 #pragma unroll 1
-    for (int j = span.from; j < span.to; ++j) {
+    for (int j = max(span.from, at); j < to; ++j) {
       C x[kAtLeast1<D::inputs>], y[kAtLeast1<D::outputs>], term[kAtLeast1<D::row_outputs>];
       C weight = 1, weighed[kAtLeast1<D::row_inputs>];
       const int64_t col = span.col + j;
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kThreads<C>, 1) map_elements(const Task<D, C> 
       for (int i = 0; i < D::inputs; ++i) x[i] = read<C>(task.inputs[i], offset(task.inputs[i], share.row, col));
 #pragma unroll
       for (int i = 0; i < D::row_inputs; ++i) weighed[i] = product(weight, of_row[i]);
-      const float e = j == 0 ? eps[0] : j == 1 ? eps[1] : j == 2 ? eps[2] : eps[3];
+      const float e = j == at ? eps[0] : j == at + 1 ? eps[1] : j == at + 2 ? eps[2] : eps[3];
       D()(x, weighed, static_cast<C>(e), task.params, y, term);
 #pragma unroll
       for (int i = 0; i < D::outputs; ++i)
@@ -447,7 +449,7 @@ void run(const Walk& walk, cudaStream_t stream) {
   if (task.weight.data == nullptr && all([&](const Elements& e) { return dense_packs<S>(e, task.rows, task.cols); }))
     launch<S>(map_packs<D, S>, task, stream);
   else
-    launch<C>(map_elements<D, C>, task, stream);
+    launch<S>(map_elements<D, std::conditional_t<sizeof(S) == 2, __half, S>>, task, stream);  // which cuts like S
 }
 
 template <class D>
@@ -473,8 +475,11 @@ constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
 
 // Numbers that Walk::pieces must have room for, for each row output and row; at 1 it is not used.
 int64_t pieces(const Walk& walk) {
-  // the widest packs make the most pieces, whichever kernel then runs
-  return (walk.wide ? cut<double>(walk.rows, walk.cols, true) : cut<__half>(walk.rows, walk.cols, true)).pieces;
+  switch (walk.inputs[0].dtype) {
+    case DType::float32: return cut<float>(walk.rows, walk.cols, true).pieces;
+    case DType::float64: return cut<double>(walk.rows, walk.cols, true).pieces;
+    default: return cut<__half>(walk.rows, walk.cols, true).pieces;
+  }
 }
 
 // False: no density of that name. Throws std::runtime_error with CUDA's own words.
