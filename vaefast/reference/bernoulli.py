@@ -14,4 +14,4 @@ def bernoulli_nll(logits, x, scale):
     x = x.to(logits.dtype) * scale
     coefficient = torch.where(logits > 0, 1 - x, -x)
     linear = coefficient * torch.where((coefficient == 0) & logits.isinf(), 0, logits)
-    return linear + torch.log1p(torch.exp(-logits.abs()))
+    return linear + torch.log1p(torch.exp(torch.where(logits > 0, -logits, logits)))  # abs has no gradient at 0
