@@ -48,12 +48,12 @@ def _required() -> set[str]:
 
 
 def need(what: str, reason: str | None) -> None:
-    """Skip the test for `reason`, or fail it where VAEFAST_REQUIRE names `what`. None is no reason."""
+    """Skip the test (or the module) for `reason`, or fail where VAEFAST_REQUIRE names `what`. None is no reason."""
     if reason is None:
         return
     if what in _required():
         pytest.fail(f"VAEFAST_REQUIRE names {what}, but: {reason}", pytrace=False)
-    pytest.skip(f"{what}: {reason}")
+    pytest.skip(f"{what}: {reason}", allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
