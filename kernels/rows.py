@@ -2,12 +2,18 @@
 
 One kernel serves every density. A program owns a tile of ROWS rows by COLS columns; a row that is wider than its
 tile is cut into chunks, whose partial sums PyTorch adds in a fixed order, so nothing needs an atomic.
+
+A density is a function `density(inputs, row_inputs, eps, params)` of tuples: the elementwise inputs and the numbers of
+the row in the order of its op, the noise (None where it takes none), and its floats, all in the compute type. It
+returns its elementwise outputs, then the terms of its row sums. What is the same all along a row may come as [R, 1].
+An output that nobody asked for is not stored, and the compiler leaves out what only it needs.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import struct
 from typing import NamedTuple
 
 import torch
@@ -15,13 +21,13 @@ import triton
 import triton.language as tl
 
 from vaefast._layout import readable, rows_and_cols, view
-from vaefast.kernels.density import gaussian, noise
+from vaefast.kernels.density import bernoulli, gaussian, noise
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _standard_normal(inputs, row_inputs, eps, lo, hi):
+def _standard_normal(inputs, row_inputs, eps, params):
     return (eps,)
 
 
@@ -35,6 +41,8 @@ DENSITIES = {
     "kl_standard_normal_backward": gaussian.kl_standard_normal_backward,
     "kl_normal_forward": gaussian.kl_normal_forward,
     "kl_normal_backward": gaussian.kl_normal_backward,
+    "bernoulli_nll_forward": bernoulli.bernoulli_nll_forward,
+    "bernoulli_nll_backward": bernoulli.bernoulli_nll_backward,
 }
 
 
@@ -53,9 +61,30 @@ def _pointers(operand, row, col, narrow, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _load(pointers, mask):
-    x = tl.load(pointers, mask=mask, other=0.0)
-    return x if x.dtype == tl.float64 else x.to(tl.float32)
+def _read_row(operand, row, row_mask, COMPUTE: tl.constexpr):
+    """One number per row, [R, 1]."""
+    return tl.load(operand[0] + row * operand[1], mask=row_mask, other=0)[:, None].to(COMPUTE)
+
+
+@triton.jit
+def _read(operand, row, row_mask, col, narrow, mask, VECTOR: tl.constexpr, COMPUTE: tl.constexpr):
+    """An operand's elements, [R, C], or [R, 1] where they are the same along the row."""
+    if operand[-1] is None:
+        x = _read_row(operand, row, row_mask, COMPUTE)
+    else:
+        x = tl.load(_pointers(operand, row[:, None], col, narrow, VECTOR), mask=mask, other=0).to(COMPUTE)
+    return x
+
+
+@triton.jit
+def _weighed(x, weight):
+    # a weight of 0 leaves nothing, not even of inf and NaN
+    return x if weight is None else tl.where(weight == 0, 0.0, x * weight)
+
+
+@triton.jit
+def _float(bits, COMPUTE: tl.constexpr):
+    return tl.full([1, 1], bits.to(tl.int64).to(tl.float64, bitcast=True), COMPUTE)
 
 
 @triton.jit
@@ -63,22 +92,22 @@ def _store(pointers, x, mask):
     dtype: tl.constexpr = pointers.dtype.scalar.element_ty
     if _INTERPRETED and dtype == tl.bfloat16:
         # the interpreter truncates: round to nearest even here, so that its cast is exact
-        bits = x.to(tl.uint32, bitcast=True)
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = tl.where(x == x, rounded, 0x7FC00000).to(tl.float32, bitcast=True)
     tl.store(pointers, x.to(dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "cols"], do_not_specialize_on_alignment=["chunks"])
+@triton.jit(do_not_specialize=["floats", "rows", "cols"], do_not_specialize_on_alignment=["chunks"])
 def rows_kernel(
     density: tl.constexpr,
     inputs,  # of operands, see _operand
     row_inputs,  # of (pointer, row stride)
-    outputs,  # of operands
+    outputs,  # of operands, or None where nobody asked for the output
     row_outputs,  # of pointers to [rows, chunks]
+    weight,  # operand or None
     seed,  # pointer to two int64, or None
-    lo: tl.float64,  # unannotated, a Python float arrives as float32
-    hi: tl.float64,
+    floats,  # the density's, as the bits of float64: a float in a tuple would arrive as float32
     rows,
     cols,
     chunks,  # tiles a row takes
@@ -87,6 +116,7 @@ def rows_kernel(
     SHIFTED: tl.constexpr,  # rows begin inside a quad of normals
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    COMPUTE: tl.constexpr,  # the type to compute in
 ):
     program = tl.program_id(0)
     if ONE_ROW:
@@ -111,15 +141,20 @@ def rows_kernel(
     if seed is not None:
         quad = (first >> 2)[:, None] + (chunk * (COLS // 4) + tl.arange(0, COLS // 4))[None, :]
         eps = noise.standard_normal(seed, quad)
-    x = [_load(_pointers(operand, row[:, None], col, narrow, VECTOR), mask) for operand in inputs]
-    r = [_load(operand[0] + row * operand[1], row_mask)[:, None] for operand in row_inputs]
-    if len(inputs) > 0:
-        lo, hi = tl.full([1, 1], lo, x[0].dtype), tl.full([1, 1], hi, x[0].dtype)
-    values = density(x, r, eps, lo, hi)
+    w = None
+    if weight is not None:
+        w = _read(weight, row, row_mask, col, narrow, mask, VECTOR, COMPUTE)
+    x = [_read(operand, row, row_mask, col, narrow, mask, VECTOR, COMPUTE) for operand in inputs]
+    r = [_weighed(_read_row(operand, row, row_mask, COMPUTE), w) for operand in row_inputs]
+    values = density(x, r, eps, [_float(bits, COMPUTE) for bits in floats])
     for i in tl.static_range(len(outputs)):
-        _store(_pointers(outputs[i], row[:, None], col, narrow, VECTOR), values[i], mask)
+        if outputs[i] is not None:
+            y = values[i]
+            if len(row_inputs) > 0 and w is not None:  # a gradient: 0 times inf would be left of a weight of 0
+                y = tl.where(w == 0, 0.0, y)
+            _store(_pointers(outputs[i], row[:, None], col, narrow, VECTOR), y, mask)
     for i in tl.static_range(len(row_outputs)):
-        total = tl.sum(tl.where(mask, values[len(outputs) + i], 0.0), axis=1)
+        total = tl.sum(tl.where(mask, _weighed(values[len(outputs) + i], w), 0.0), axis=1)
         tl.store(row_outputs[i] + row * chunks + chunk, total, mask=row_mask)
 
 
@@ -161,11 +196,14 @@ def tiling(rows: int, cols: int, itemsize: int, noisy: bool, summed: bool) -> Ti
 def _operand(tensor: torch.Tensor, batch_ndim: int, cols: int, vector: int) -> tuple:
     """What the kernel needs of an elementwise tensor; the number of members says how its elements lie:
 
+    (pointer, row stride, None)                                        one element per row, the same at every column
     (pointer, row stride / VECTOR)                                     dense rows
     (pointer, row stride, stride)                                      one stride along the event, as in a transpose
     (pointer, row stride, segment, segment stride, stride)             two, as in channels-last
     """
     tensor, layout = readable(tensor, batch_ndim, cols)
+    if layout.segment == cols and layout.stride == 0 and cols > 1:
+        return tensor, layout.row_stride, None
     if cols == 1 or (layout.segment == cols and layout.stride == 1):
         if layout.row_stride % vector == 0:
             return tensor, layout.row_stride // vector
@@ -180,55 +218,63 @@ def _row_operand(tensor: torch.Tensor, batch_ndim: int) -> tuple[torch.Tensor, i
     return tensor, layout.row_stride
 
 
-def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params):
+def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight):
     """How `rows` launches the kernel: (grid, arguments, options), and the partial sums, empty where the kernel writes
     the row outputs itself."""
-    elements = inputs + outputs
+    elements = [t for t in (*inputs, *outputs, weight) if t is not None]
     head = elements[0]
     rows, cols = rows_and_cols(head, batch_ndim)
     if not row_inputs and not row_outputs and all([t.is_contiguous() for t in elements]):
         rows, cols, batch_ndim = 1, rows * cols, 0
-    tile = tiling(rows, cols, head.element_size(), seed is not None, bool(row_outputs))
+    tile = tiling(rows, cols, min([t.element_size() for t in elements]), seed is not None, bool(row_outputs))
     partials = tuple([t.new_empty((rows, tile.chunks)) for t in row_outputs]) if tile.chunks > 1 else ()
-    lo, hi = params or (0.0, 0.0)
+
+    def operand(tensor):
+        return None if tensor is None else _operand(tensor, batch_ndim, cols, tile.vector)
+
     arguments = (
         DENSITIES[density],
-        tuple([_operand(t, batch_ndim, cols, tile.vector) for t in inputs]),
+        tuple([operand(t) for t in inputs]),
         tuple([_row_operand(t, batch_ndim) for t in row_inputs]),
-        tuple([_operand(t, batch_ndim, cols, tile.vector) for t in outputs]),
+        tuple([operand(t) for t in outputs]),
         partials or row_outputs,
+        operand(weight),
         seed,
-        lo,
-        hi,
+        struct.unpack(f"{len(params)}q", struct.pack(f"{len(params)}d", *params)),
         rows,
         cols,
         tile.chunks,
         *tile[:5],
+        tl.float64 if head.dtype == torch.float64 else tl.float32,
     )
     # contraction would change the noise's bits
     return (tile.programs,), arguments, {"num_warps": tile.num_warps, "enable_fp_fusion": False}, partials
 
 
-def rows(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params) -> None:
+def rows(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight=None) -> None:
     """Run a density over [rows, cols] elements, the first `batch_ndim` dimensions being the rows.
 
     Args:
         density: a name in DENSITIES.
-        inputs, outputs: tuples of tensors of one shape [*batch, *event] and one dtype, of any strides, or of halves
-            as _layout.halves names them.
+        inputs: tuple of tensors of one shape [*batch, *event], of any strides, or of halves as _layout.halves names
+            them. They may differ in type, and be uint8, int32, int64 or bool; what is computed is float64 if the
+            first is, else float32.
+        outputs: tuple of tensors like them, floating, or None for one that nobody asked for.
         row_inputs, row_outputs: tuples of tensors of shape [*batch]; the outputs contiguous.
         seed: int64 [2] for a density with noise, else None.
-        params: (lo, hi), the bounds of logvar, where the density has them, else ().
+        params: tuple of the density's floats.
+        weight: tensor like the inputs, or None: each element's terms of the sums, or its numbers of the row, are
+            multiplied by it, and an element of weight 0 counts nothing.
     """
     inputs, outputs = tuple([view(t) for t in inputs]), tuple([view(t) for t in outputs])
-    head = outputs[0] if outputs else inputs[0]
+    head = (*inputs, *outputs)[0]
     if head.numel() == 0:
         for total in row_outputs:
             total.zero_()  # rows of no elements
         return
     # keeps the copies that unreadable strides need alive until the launch
     grid, arguments, options, partials = launch(
-        density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params
+        density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight
     )
     if head.is_cuda and head.device.index != torch.cuda.current_device():
         with torch.cuda.device(head.device):

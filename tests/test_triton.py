@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from math import log2
 from pathlib import Path
 
+import mpmath
 import pytest
 import torch
+from conftest import need
 from samples import DTYPES, HALF, ROWS, assert_accurate, cotangents, gradients, seed_tensor
 
 import vaefast
@@ -20,16 +23,16 @@ from vaefast.ops._define import TABLE
 from vaefast.reference import noise as reference
 
 if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
+    need("triton", "it is not installed")
 if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("runs in Triton's interpreter: set TRITON_INTERPRET=1", allow_module_level=True)
+    need("triton", "its interpreter needs TRITON_INTERPRET=1")
 
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder
 
 from vaefast.kernels import rows
-from vaefast.kernels.density import gaussian, noise
+from vaefast.kernels.density import math, noise
 
 INF, NAN = float("inf"), float("nan")
 VECTORS = json.loads(Path(__file__).with_name("noise_vectors.json").read_text())
@@ -52,6 +55,10 @@ def shape_id(shape) -> str:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int32)
+
+
+def wanting(tensors) -> list[torch.Tensor]:
+    return [t for t in tensors if t.requires_grad]
 
 
 def check(row, tensors, batch_ndim=1, bounds=None) -> None:
@@ -226,6 +233,125 @@ def test_expanded_gradients(shape):
     assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
+LIKELIHOODS = [row for row in ROWS if row.takes("weight")]
+by_likelihood = pytest.mark.parametrize("row", LIKELIHOODS, ids=lambda row: row.name)
+
+
+def likelihood(row, tensors, weight=None):
+    """-log p per sample and the gradients of what wants one."""
+    nll = getattr(vaefast, row.name)(*tensors, weight=weight)
+    return nll, *gradients([nll], wanting(tensors))
+
+
+def check_likelihood(row, tensors, weight=None) -> None:
+    """Against the reference in float64; an integer tensor as it is."""
+    wide = [t.detach().double() if t.is_floating_point() else t for t in tensors]
+    wide = [w.requires_grad_(t.requires_grad) for t, w in zip(tensors, wide, strict=True)]
+    actual = likelihood(row, tensors, weight)
+    with vaefast.use_backend("reference"):
+        nll = getattr(vaefast, row.name)(*wide, weight=weight)
+        expected = nll, *gradients([nll], wanting(wide), [c.double() for c in cotangents(actual[:1])])
+    for a, e, t in zip(actual, expected, (None, *wanting(tensors)), strict=True):
+        assert t is None or a.dtype == t.dtype
+        assert_accurate(a, e)
+
+
+def mask(shape) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.5
+
+
+WEIGHTS = {
+    "mask": lambda shape: mask(shape),
+    "float": lambda shape: mask(shape) * torch.linspace(0.5, 3, shape[-1]),
+    "half": lambda shape: (mask(shape) * 1.5).bfloat16(),
+    "float64": lambda shape: (mask(shape) * 1.5).double(),
+    "integers": lambda shape: mask(shape) * 3,
+    "a sample's": lambda shape: mask((shape[0], 1)),
+    "a column's": lambda shape: mask(shape[-1:]),
+}
+
+
+@by_likelihood
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("shape", [(6, 24), (5, 7), (2, 5000)], ids=shape_id)
+def test_weights(row, shape, weight):
+    check_likelihood(row, row.inputs(shape), weight(shape))
+
+
+@by_likelihood
+@pytest.mark.parametrize("poison", [INF, -INF, NAN])
+def test_a_weight_of_zero_leaves_nothing(row, poison):
+    shape = (6, 50)
+    keep = mask(shape)
+    clean = row.inputs(shape)
+    poisoned = [torch.where(keep, t.detach(), poison).requires_grad_() for t in clean]
+    expected, actual = likelihood(row, clean, keep), likelihood(row, poisoned, keep)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert not any(grad[~keep].any() for grad in actual[1:])
+
+
+@by_likelihood
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize("shape", [(6, 48), (5, 7)], ids=shape_id)
+def test_integer_data(row, shape, dtype):
+    *parameters, x = row.inputs(shape)
+    check_likelihood(row, [*parameters, (x.detach() * 255 if dtype == torch.uint8 else x.detach().round()).to(dtype)])
+
+
+@by_likelihood
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("data", DTYPES, ids=str)
+def test_data_of_another_type(row, dtype, data):
+    """The parameters' type is what is computed in; the data's gradient has the data's type."""
+    *parameters, x = row.inputs((6, 48), dtype=dtype)
+    x = x.detach().to(data).requires_grad_()
+    nll, *grads = likelihood(row, [*parameters, x])
+    alike = x.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
+    expected, *expected_grads = likelihood(row, [*[p.to(alike.dtype) for p in parameters], alike])
+    assert torch.equal(nll, expected)
+    for grad, e, t in zip(grads, expected_grads, [*parameters, x], strict=True):
+        assert torch.equal(grad, e.to(t.dtype))
+
+
+@by_likelihood
+def test_only_what_wants_a_gradient(row):
+    tensors = row.inputs((6, 48))
+    _, *grads = likelihood(row, tensors)
+    for wanted in range(len(tensors)):
+        alone = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+        assert torch.equal(likelihood(row, alone)[1], grads[wanted])
+
+
+def test_an_output_that_nobody_asked_for():
+    x = ROWS[0].inputs((6, 48), requires_grad=False)[0]
+    row = torch.ones(6)
+    both = torch.empty_like(x), torch.empty_like(x)
+    rows.rows("bernoulli_nll_backward", 1, (x, x), (row,), both, (), None, (0.5,))
+    for wanted in range(2):
+        alone = torch.empty_like(x)
+        outputs = tuple([alone if i == wanted else None for i in range(2)])
+        rows.rows("bernoulli_nll_backward", 1, (x, x), (row,), outputs, (), None, (0.5,))
+        assert torch.equal(alone, both[wanted])
+
+
+@triton.jit
+def first_plus_params(inputs, row_inputs, eps, params):
+    total = inputs[0]
+    for i in tl.static_range(len(params)):
+        total = total + params[i]
+    return (total,)
+
+
+@pytest.mark.parametrize("params", [(), (0.0,), (1.0,), (0.1, -3.0, 1e-300), (2.0**-60, 1 / 3) + (0.25,) * 9], ids=len)
+def test_any_number_of_params(monkeypatch, params):
+    """Exact in float64."""
+    x = torch.zeros(3, 5, dtype=torch.float64)
+    out = torch.empty_like(x)
+    monkeypatch.setitem(rows.DENSITIES, "first_plus_params", first_plus_params)
+    rows.rows("first_plus_params", 1, (x,), (), (out,), (), None, params)
+    assert torch.equal(out, x + sum(params))
+
+
 def test_two_runs_agree(row):
     tensors = row.inputs((2, 9001))
     runs = []
@@ -239,71 +365,125 @@ def test_two_runs_agree(row):
 
 
 @triton.jit
-def exponentials_kernel(x, exp, expm1, excess, N: tl.constexpr):
-    i = tl.arange(0, N)
-    e, m, q = gaussian.exponentials(tl.load(x + i))
-    tl.store(exp + i, e)
-    tl.store(expm1 + i, m)
-    tl.store(excess + i, q)
+def exponentials(inputs, row_inputs, eps, params):
+    return math.exponentials(inputs[0])
+
+
+@triton.jit
+def logarithms(inputs, row_inputs, eps, params):
+    x = inputs[0]
+    return math.log(x), math.log1p_positive(x), math.log1p_unit(x)
+
+
+@triton.jit
+def logistics(inputs, row_inputs, eps, params):
+    sigmoid, complement, softplus = math.logistic(inputs[0])
+    return sigmoid, complement, softplus, math.tanh(inputs[0])
+
+
+def _exp(x):
+    return mpmath.exp(x) if x < 2000 else mpmath.inf
+
+
+def _excess(x):
+    return x * x / 2 if abs(x) < 1e-20 else _exp(x) - 1 - min(x, 100)
+
+
+# Densities that show kernels/density/math.py: of each output the truth, the ulps allowed and the domain
+EVERYWHERE, POSITIVE, UNIT = (-INF, INF), (0, INF), (0, 1)
+FUNCTIONS = {
+    exponentials: [
+        (_exp, 4, EVERYWHERE),
+        (lambda x: mpmath.expm1(x) if x < 2000 else mpmath.inf, 4, EVERYWHERE),
+        # it keeps the rounding of exp - 1 and x, both up to ten times as large, past log(2) / 2
+        (_excess, 20, EVERYWHERE),
+    ],
+    logarithms: [
+        (mpmath.log, 4, POSITIVE),
+        (mpmath.log1p, 4, POSITIVE),
+        (mpmath.log1p, 4, UNIT),
+    ],
+    logistics: [
+        (lambda x: 1 / (1 + _exp(-x)), 4, EVERYWHERE),
+        (lambda x: 1 / (1 + _exp(x)), 4, EVERYWHERE),
+        (lambda x: mpmath.log1p(_exp(x)) if x < 2000 else x, 4, EVERYWHERE),
+        (mpmath.tanh, 4, EVERYWHERE),
+    ],
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_exponentials(dtype):
-    """A few units in the last place everywhere: near zero, where each cancels; at the joints; at the ends."""
-    mpmath = pytest.importorskip("mpmath")
+@pytest.mark.parametrize("density", FUNCTIONS, ids=lambda f: f.fn.__name__)
+def test_functions(monkeypatch, density, dtype):
+    """A few units in the last place everywhere: where something cancels, at the ends, in every binade."""
+    info = torch.finfo(dtype)
     lowest, highest = (-103.9, 88.7) if dtype == torch.float32 else (-745.0, 709.7)
+    spacing = info.smallest_normal * info.eps  # below the normal range
+    exponents = range(round(log2(spacing)), round(log2(info.max)))
+    positive = torch.cat([
+        torch.tensor([2.0**e for e in exponents], dtype=torch.float64) * torch.linspace(1, 1.99, len(exponents)),
+        torch.linspace(0, 1, 200, dtype=torch.float64),
+        torch.linspace(0, 3, 100, dtype=torch.float64),
+    ])  # fmt: skip
     x = torch.cat([
+        positive,
+        -positive,
         torch.linspace(lowest, highest, 301, dtype=torch.float64),
-        torch.linspace(-1.5, 1.5, 300, dtype=torch.float64),
-        torch.logspace(-16, 0, 100, dtype=torch.float64),
-        -torch.logspace(-16, 0, 99, dtype=torch.float64),
-        torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, 1e30, -1e30, -150.0, 99.0]),
+        torch.tensor([0.0, -0.0, INF, -INF, NAN, -150.0, 99.0]),
     ]).to(dtype)  # fmt: skip
-    n = triton.next_power_of_2(len(x))
-    x = torch.nn.functional.pad(x, (0, n - len(x)))
-    outputs = [torch.empty_like(x) for _ in range(3)]
-    exponentials_kernel[(1,)](x, *outputs, N=n)
+    outputs = tuple([torch.empty_like(x) for _ in FUNCTIONS[density]])
+    monkeypatch.setitem(rows.DENSITIES, "functions", density)
+    rows.rows("functions", 1, (x,), (), outputs, (), None, ())
+    for actual, (function, ulps, (lo, hi)) in zip(outputs, FUNCTIONS[density], strict=True):
+        inside = ~((x < lo) | (x > hi))  # NaN is
+        with mpmath.workprec(200):
+            truth = [value if value != value else float(function(mpmath.mpf(value))) for value in x[inside].tolist()]
+        truth = torch.tensor(truth, dtype=torch.float64).to(dtype)
+        torch.testing.assert_close(actual[inside], truth, rtol=ulps * info.eps, atol=spacing, equal_nan=True)
 
-    mpmath.mp.prec = 200
 
-    def truth(value):
-        value = mpmath.mpf(value)
-        e = mpmath.exp(value) if not value > 2000 else mpmath.inf
-        return [float(v) for v in (e, e - 1, e - 1 - min(value, 100))]
-
-    # exp - 1 - x keeps the rounding of exp - 1 and x, both up to ten times as large, past log(2) / 2
-    tolerance = [4, 4, 20]
-    for actual, expected, units in zip(outputs, zip(*map(truth, x.tolist()), strict=True), tolerance, strict=True):
-        expected = torch.tensor(expected, dtype=torch.float64)
-        rtol = units * torch.finfo(dtype).eps
-        atol = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the spacing below the normal range
-        torch.testing.assert_close(actual, expected.to(dtype), rtol=rtol, atol=atol, equal_nan=True)
+def test_the_logarithm_of_what_is_negative(monkeypatch):
+    x, out = torch.tensor([-1e-45, -1e-3, -2.0, -INF]), torch.empty(4)
+    monkeypatch.setitem(rows.DENSITIES, "functions", logarithms)
+    rows.rows("functions", 1, (x,), (), (out, None, None), (), None, ())
+    assert out.isnan().all()
 
 
 EXTREMES = [0.0, 1e-30, -1e-8, 1e-3, 100.0, -100.0, 170.0, -170.0, 1e30, -1e30, INF, -INF, NAN]
 
 
-@pytest.mark.parametrize("bounds", [None, (-30.0, 20.0), (-INF, 5.0), (0.5, 0.5)], ids=str)
-def test_extremes(row, bounds):
-    """Every pair of extremes gives float64's answer, rounded to float32: inf included, never a wrong finite number."""
-    grid = torch.cartesian_prod(*[torch.tensor(EXTREMES)] * 2)
-    mu, logvar = (c.contiguous().view(-1, 1) for c in grid.unbind(1))
+def extremes(row) -> list[torch.Tensor]:
+    """Every combination of extremes, one a row; data are in their range, and have no gradient."""
     if row.name == "kl_normal":
+        mu, logvar = torch.cartesian_prod(*[torch.tensor(EXTREMES)] * 2).view(-1, 1, 2).unbind(2)
         # equal, standard, and exchanged priors
         tensors = [torch.cat([mu] * 3), torch.cat([logvar] * 3)]
         tensors += [torch.cat([mu, mu * 0, logvar]), torch.cat([logvar, logvar * 0, mu])]
+    elif row.halves:
+        tensors = [torch.cartesian_prod(*[torch.tensor(EXTREMES)] * 2)]
     else:
-        tensors = [torch.cat([mu, logvar], 1)] if row.halves else [mu, logvar]
-    tensors = [t.requires_grad_() for t in tensors]
+        values = [torch.tensor(EXTREMES)] * len(row.tensors)
+        for i, name in enumerate(row.tensors):
+            if name in row.ranges:
+                lo, hi = row.ranges[name]
+                values[i] = torch.tensor([lo, hi, *[v for v in EXTREMES if lo < v < hi]])
+        tensors = torch.cartesian_prod(*values).view(-1, 1, len(values)).unbind(2)
+    return [t.contiguous().requires_grad_(name != "x") for name, t in zip(row.tensors, tensors, strict=True)]
+
+
+def test_extremes(row):
+    """Every pair of extremes gives float64's answer, rounded to float32: inf included, never a wrong finite number."""
+    tensors = extremes(row)
+    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
     seed = seed_tensor()
-    outputs = row.call(*tensors, seed=seed, bounds=bounds)
-    wide = [t.detach().double().requires_grad_() for t in tensors]
-    with vaefast.use_backend("reference"):
-        truth = row.call(*wide, seed=seed, bounds=bounds)
-        expected = gradients(truth, wide, [torch.ones_like(t) for t in truth])
-    actual = gradients(outputs, tensors, [torch.ones_like(t) for t in outputs])
-    for a, e in zip((*outputs, *actual), (*truth, *expected), strict=True):
-        torch.testing.assert_close(a, e.float(), rtol=1e-5, atol=1e-37, equal_nan=True)
+    for bounds in [None, (-30.0, 20.0), (-INF, 5.0), (0.5, 0.5)] if row.takes("logvar_bounds") else [None]:
+        outputs = row.call(*tensors, seed=seed, bounds=bounds)
+        actual = gradients(outputs, wanting(tensors), [torch.ones_like(t) for t in outputs])
+        with vaefast.use_backend("reference"):
+            truth = row.call(*wide, seed=seed, bounds=bounds)
+            expected = gradients(truth, wanting(wide), [torch.ones_like(t) for t in truth])
+        for a, e in zip((*outputs, *actual), (*truth, *expected), strict=True):
+            torch.testing.assert_close(a, e.float(), rtol=1e-5, atol=1e-37, equal_nan=True)
 
 
 def test_near_the_prior_nothing_cancels():
@@ -342,7 +522,7 @@ def test_gradient_outside_the_bounds_is_exactly_zero(name):
 def test_far_elements(monkeypatch, shape, strides, batch_ndim, program):
     seed = seed_tensor()
     out = torch.empty(1024).as_strided(shape, strides)
-    _, arguments, options, _ = rows.launch("standard_normal", batch_ndim, (), (), (out,), (), seed, ())
+    _, arguments, options, _ = rows.launch("standard_normal", batch_ndim, (), (), (out,), (), seed, (), None)
     tile = rows.tiling(*arguments[8:10], 4, True, False)
 
     def far(*index):

@@ -9,18 +9,20 @@ import importlib.util
 import os
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import need
 from samples import ROWS, gradients, seed_tensor
 
 import vaefast
 from vaefast import kernels
 
 if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
+    need("triton", "it is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 takes the compiler away", allow_module_level=True)
 
@@ -46,6 +48,16 @@ OTHERS = {
     "transposed": lambda: torch.empty(64, 4096).t(),
     "channels last": lambda: torch.empty(12, 4, 32, 32).to(memory_format=torch.channels_last),
 }
+
+# What a likelihood gets: the types of the parameters, of the data (which then want no gradient) and of the weight
+TYPES = [
+    (torch.float64, torch.float64, None),
+    (torch.bfloat16, torch.uint8, None),
+    (torch.bfloat16, torch.float32, torch.bfloat16),
+    (torch.float32, torch.uint8, torch.bool),
+    (torch.float32, torch.int64, torch.float32),
+    (torch.float16, torch.int32, torch.float64),
+]
 
 
 class Launch(NamedTuple):
@@ -97,6 +109,16 @@ def launches():
         for name, like in OTHERS.items():
             tensors = [torch.empty_like(like(), dtype=dtype) for _ in range(2)]
             record(f"rsample_kl {dtype}, {name}", False, lambda: op(ROWS[2], tensors))  # noqa: B023
+    shape = DENSE["many rows in a tile"]
+    for row in [row for row in ROWS if row.takes("weight")]:
+        for parameters, data, weight in TYPES:
+            *tensors, x = [torch.empty(shape, dtype=parameters, requires_grad=True) for _ in row.tensors]
+            x = torch.empty(shape, dtype=data)
+            # one weight per element, and one per sample
+            for w in [None] if weight is None else [torch.empty(n, dtype=weight) for n in (shape, (len(x), 1))]:
+                what = f"{row.name} {parameters}, {data}, weight {weight}"
+                nll = getattr(vaefast, row.name)
+                record(what, True, lambda: gradients([nll(*tensors, x, weight=w)], tensors))  # noqa: B023
     return found
 
 
@@ -111,11 +133,20 @@ def compiled(launch: Launch, capability: int):
     return triton.compile(ASTSource(kernel, signature, constexprs, attrs), target=target, options=options.__dict__)
 
 
-def vectors(launch: Launch, operands) -> int:
-    """How many 16-byte accesses a thread makes for so many dense operands."""
-    bound = launch.bound
+def vectors(launch: Launch, operands) -> Counter:
+    """The accesses that a thread makes for dense operands, by their bytes: 16, or all that it has of small types."""
+    bound, accesses = launch.bound, Counter()
     elements = bound["ROWS"] * bound["COLS"] // (32 * launch.options["num_warps"])
-    return len(operands) * elements * operands[0][0].element_size() // 16 if operands else 0
+    for tensor, *layout in operands:
+        if layout[-1] is not None:  # else one for the whole row
+            size = elements * tensor.element_size()
+            accesses[min(size, 16)] += -(-size // 16)
+    return accesses
+
+
+def vectors_in(ptx: str, instruction: str) -> Counter:
+    found = re.findall(rf"{instruction}\.global\S*\.v(\d)\.b(\d+)", ptx)
+    return Counter(int(count) * int(width) // 8 for count, width in found)
 
 
 def test_every_density_is_launched(launches):
@@ -145,10 +176,10 @@ def test_machine_code(launches, capability, tmp_path, monkeypatch):
         assert "LOCAL:0 " in usage, (what, usage)
         assert not re.search(r"\b(atom|red)\.", ptx), what  # float atomics would add in any order
         if launch.dense:
-            loads = len(re.findall(r"ld\.global\S*\.v4\.b32", ptx))
-            stores = len(re.findall(r"st\.global\S*\.v4\.b32", ptx))
-            assert loads == vectors(launch, bound["inputs"]), what
-            assert stores == vectors(launch, bound["outputs"]), what
+            read = [*bound["inputs"], *([] if bound["weight"] is None else [bound["weight"]])]
+            written = [operand for operand in bound["outputs"] if operand is not None]
+            assert vectors_in(ptx, "ld") == vectors(launch, read), what
+            assert vectors_in(ptx, "st") == vectors(launch, written), what
         if bound["seed"] is not None:
             # an operation with a rounding of its own is never contracted, neither by LLVM nor by ptxas
             assert not re.search(r"\b(mul|add|sub)\.f32", ptx), what
