@@ -372,13 +372,12 @@ def exponentials(inputs, row_inputs, eps, params):
 @triton.jit
 def logarithms(inputs, row_inputs, eps, params):
     x = inputs[0]
-    return math.log(x), math.log1p_positive(x), math.log1p_unit(x)
+    return math.log(x), math.log1p_positive(x), math.log1p_unit(x), *math.log1p_parts(x, x + 1)
 
 
 @triton.jit
 def logistics(inputs, row_inputs, eps, params):
-    sigmoid, complement, softplus = math.logistic(inputs[0])
-    return sigmoid, complement, softplus, math.tanh(inputs[0])
+    return *math.logistic(inputs[0]), math.tanh(inputs[0])
 
 
 def _exp(x):
@@ -402,11 +401,14 @@ FUNCTIONS = {
         (mpmath.log, 4, POSITIVE),
         (mpmath.log1p, 4, POSITIVE),
         (mpmath.log1p, 4, UNIT),
+        (mpmath.log1p, 4, (0, 3e38)),  # infinity makes it NaN
+        (lambda x: x * x / 2 if x < 1e-20 else x - mpmath.log1p(x), 8, (0, 3e38)),
     ],
     logistics: [
         (lambda x: 1 / (1 + _exp(-x)), 4, EVERYWHERE),
         (lambda x: 1 / (1 + _exp(x)), 4, EVERYWHERE),
         (lambda x: mpmath.log1p(_exp(x)) if x < 2000 else x, 4, EVERYWHERE),
+        (lambda x: -mpmath.log1p(_exp(-x)) if x > -2000 else x, 4, EVERYWHERE),
         (mpmath.tanh, 4, EVERYWHERE),
     ],
 }

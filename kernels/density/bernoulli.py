@@ -23,5 +23,5 @@ def bernoulli_nll_forward(inputs, row_inputs, eps, params):
 def bernoulli_nll_backward(inputs, row_inputs, eps, params):
     logits, x = inputs
     grad_nll = row_inputs[0]
-    sigmoid, _, _ = logistic(logits)
+    sigmoid, _, _, _ = logistic(logits)
     return grad_nll * (sigmoid - x * params[0]), grad_nll * (logits * -params[0])

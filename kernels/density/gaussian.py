@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vaefast.kernels.density.math import exponentials, product
+from vaefast.kernels.density.math import exponentials, product, standardised
 
 
 @triton.jit
@@ -19,13 +19,6 @@ def _bounded(logvar, params):
 @triton.jit
 def _inside(grad, logvar, params):
     return tl.where((logvar < params[0]) | (logvar > params[1]), 0.0, grad)
-
-
-@triton.jit
-def _standardised(difference, logvar):
-    # equal means are at distance 0 however small the variance: 0 * inf would be NaN
-    inverse, _, _ = exponentials(-0.5 * logvar)
-    return tl.where(difference == 0, difference, difference * inverse)
 
 
 @triton.jit
@@ -83,7 +76,8 @@ def kl_standard_normal_backward(inputs, row_inputs, eps, params):
 def kl_normal_forward(inputs, row_inputs, eps, params):
     mu_q, logvar_q, mu_p, logvar_p = inputs
     logvar_p = _bounded(logvar_p, params)
-    distance = _standardised(mu_q - mu_p, logvar_p)
+    inverse_sigma, _, _ = exponentials(-0.5 * logvar_p)
+    distance = standardised(mu_q - mu_p, inverse_sigma)
     _, _, excess = exponentials(_bounded(logvar_q, params) - logvar_p)
     return (0.5 * (distance * distance + excess),)
 
@@ -93,9 +87,10 @@ def kl_normal_backward(inputs, row_inputs, eps, params):
     mu_q, logvar_q, mu_p, logvar_p = inputs
     grad_kl = row_inputs[0]
     bounded_p = _bounded(logvar_p, params)
-    distance = _standardised(mu_q - mu_p, bounded_p)
+    inverse_sigma, _, _ = exponentials(-0.5 * bounded_p)
+    distance = standardised(mu_q - mu_p, inverse_sigma)
     _, expm1, _ = exponentials(_bounded(logvar_q, params) - bounded_p)
-    grad_mu = product(grad_kl, _standardised(distance, bounded_p))
+    grad_mu = product(grad_kl, standardised(distance, inverse_sigma))
     grad_q = _inside(product(grad_kl, 0.5 * expm1), logvar_q, params)
     grad_p = _inside(product(grad_kl, -0.5 * (expm1 + distance * distance)), logvar_p, params)
     return grad_mu, grad_q, -grad_mu, grad_p

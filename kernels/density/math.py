@@ -15,10 +15,24 @@ _NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
+def polynomial(x, coefficients):
+    """Of a tuple of numbers, the highest power first."""
+    if x.dtype == tl.float64:
+        p = x * coefficients[0] + coefficients[1]
+        for i in tl.static_range(2, len(coefficients)):
+            p = p * x + coefficients[i]
+    else:
+        p = tl.fma(x, coefficients[0], coefficients[1])
+        for i in tl.static_range(2, len(coefficients)):
+            p = tl.fma(p, x, coefficients[i])
+    return p
+
+
+@triton.jit
 def exponentials(x):
     """exp(x), exp(x) - 1 and exp(x) - 1 - min(x, 100), each to a few units in its own last place.
 
-    x = n log 2 + r and exp(r) = 1 + r + r^2 P(r) (Cephes expf; for float64 the Taylor series). Where n is 0 the
+    x = n ln 2 + r and exp(r) = 1 + r + r^2 P(r) (Cephes expf; for float64 the Taylor series). Where n is 0 the
     terms that cancel are left out instead of subtracted.
     """
     if x.dtype == tl.float64:
@@ -26,18 +40,10 @@ def exponentials(x):
         shifted = bounded * 1.4426950408889634 + 6755399441055744.0  # 1.5 * 2^52: rounds, and the bits hold n
         n = shifted - 6755399441055744.0
         r = (bounded - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6
-        p = r * 1.1470745597729725e-11 + 1.6059043836821613e-10
-        p = p * r + 2.08767569878681e-9
-        p = p * r + 2.505210838544172e-8
-        p = p * r + 2.755731922398589e-7
-        p = p * r + 2.7557319223985893e-6
-        p = p * r + 2.48015873015873e-5
-        p = p * r + 1.984126984126984e-4
-        p = p * r + 1.388888888888889e-3
-        p = p * r + 8.333333333333333e-3
-        p = p * r + 4.1666666666666664e-2
-        p = p * r + 1.6666666666666666e-1
-        p = p * r + 0.5
+        p = polynomial(r, (
+            1 / 87178291200, 1 / 6227020800, 1 / 479001600, 1 / 39916800, 1 / 3628800, 1 / 362880, 1 / 40320,
+            1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2,
+        ))  # fmt: skip
         bits = shifted.to(tl.int64, bitcast=True)  # its low bits are n's, whatever the shifts below drop
         small = bits == 0x4338000000000000
         # 2^n in two factors: n may be 1024, or below the normal range
@@ -51,11 +57,9 @@ def exponentials(x):
         shifted = tl.fma(bounded, 1.44269504, 12582912.0)  # 1.5 * 2^23: rounds, and the bits hold n
         n = shifted - 12582912.0
         r = tl.fma(n, 2.12194440e-4, tl.fma(n, -0.693359375, bounded))
-        p = tl.fma(r, 1.9875691500e-4, 1.3981999507e-3)
-        p = tl.fma(p, r, 8.3334519073e-3)
-        p = tl.fma(p, r, 4.1665795894e-2)
-        p = tl.fma(p, r, 1.6666665459e-1)
-        p = tl.fma(p, r, 5.0000001201e-1)
+        p = polynomial(r, (
+            1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1
+        ))  # fmt: skip
         bits = shifted.to(tl.int32, bitcast=True)
         small = bits == 0x4B400000
         scale = ((bits >> 1 << 23) + 0x3F800000).to(tl.float32, bitcast=True)
@@ -69,34 +73,21 @@ def exponentials(x):
 
 
 @triton.jit
-def _log1p_reduced(g):
-    """ln(1 + g) for 1 + g in [sqrt(1/2), sqrt(2)): Cephes logf; in float64 2 artanh(g / (2 + g))."""
+def _log1p_tail(g):
+    """ln(1 + g) - g for 1 + g in [sqrt(1/2), sqrt(2)): Cephes logf; in float64 by 2 artanh(g / (2 + g))."""
     if g.dtype == tl.float64:
         s = g / (g + 2)
         z = s * s
-        p = z * 4.3478260869565216e-2 + 4.7619047619047616e-2
-        p = p * z + 5.2631578947368418e-2
-        p = p * z + 5.8823529411764705e-2
-        p = p * z + 6.6666666666666666e-2
-        p = p * z + 7.6923076923076927e-2
-        p = p * z + 9.0909090909090912e-2
-        p = p * z + 1.1111111111111111e-1
-        p = p * z + 1.4285714285714285e-1
-        p = p * z + 0.2
-        p = p * z + 3.3333333333333331e-1
-        y = g - s * (g - z * p * 2)  # what is added to g is small, so that g's own rounding stays the only one
+        p = polynomial(z, (1 / 23, 1 / 21, 1 / 19, 1 / 17, 1 / 15, 1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3))
+        tail = -s * (g - z * p * 2)
     else:
         w = g * g
-        p = tl.fma(g, 7.0376836292e-2, -1.1514610310e-1)
-        p = tl.fma(p, g, 1.1676998740e-1)
-        p = tl.fma(p, g, -1.2420140846e-1)
-        p = tl.fma(p, g, 1.4249322787e-1)
-        p = tl.fma(p, g, -1.6668057665e-1)
-        p = tl.fma(p, g, 2.0000714765e-1)
-        p = tl.fma(p, g, -2.4999993993e-1)
-        p = tl.fma(p, g, 3.3333331174e-1)
-        y = g + tl.fma(w, -0.5, p * g * w)
-    return y
+        p = polynomial(g, (
+            7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+            -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+        ))  # fmt: skip
+        tail = tl.fma(w, -0.5, p * g * w)
+    return tail
 
 
 @triton.jit
@@ -114,13 +105,20 @@ def _split(x):
 
 
 @triton.jit
-def _log_split(e, g):
-    """e ln(2) + ln(1 + g)."""
-    if g.dtype == tl.float64:
-        y = e * 6.93147180369123816490e-01 + (e * 1.90821492927058770002e-10 + _log1p_reduced(g))
+def _log_split(e, log1p):
+    """e ln(2) + log1p."""
+    if e.dtype == tl.float64:
+        y = e * 6.93147180369123816490e-01 + (e * 1.90821492927058770002e-10 + log1p)
     else:
-        y = tl.fma(e, 0.693359375, tl.fma(e, -2.12194440e-4, _log1p_reduced(g)))
+        y = tl.fma(e, 0.693359375, tl.fma(e, -2.12194440e-4, log1p))
     return y
+
+
+@triton.jit
+def log_normal(x):
+    """ln(x) for normal, positive x; the callers see to the rest."""
+    e, g = _split(x)
+    return _log_split(e, g + _log1p_tail(g))
 
 
 @triton.jit
@@ -131,34 +129,49 @@ def log(x):
     e, g = _split(tl.where(small, x * 18014398509481984.0, x))  # 2^54 makes every subnormal number normal
     e = tl.where(small, e - 54, e)
     special = tl.where(x > 0, x, tl.where(x == 0, -_INF, _NAN))
-    return tl.where((x > 0) & (x < _INF), _log_split(e, g), special)
+    return tl.where((x > 0) & (x < _INF), _log_split(e, g + _log1p_tail(g)), special)
 
 
 @triton.jit
 def log1p_positive(x):
     """ln(1 + x) for x >= 0, exact near 0: below sqrt(2) - 1 the reduced argument is x itself."""
     e, g = _split(x + 1)
-    return tl.where(x < _INF, _log_split(e, tl.where(e == 0, x, g)), x)
+    g = tl.where(e == 0, x, g)
+    return tl.where(x < _INF, _log_split(e, g + _log1p_tail(g)), x)
 
 
 @triton.jit
 def log1p_unit(t):
     """ln(1 + t) for t in [0, 1], as softplus needs it: the reduction is exact, and takes no bits."""
     large = t > 0.41421356237309503  # 1 + t is halved
-    y = _log1p_reduced(tl.where(large, (t - 1) * 0.5, t))
+    g = tl.where(large, (t - 1) * 0.5, t)
+    y = g + _log1p_tail(g)
     return tl.where(large, y + 0.6931471805599453, y)
 
 
 @triton.jit
+def log1p_parts(u, y):
+    """ln(1 + u), and u - ln(1 + u) exact near 0, for u > -1 with y = 1 + u told apart: near 0 u has the digits that
+    count, far from it y has. y must be normal; where u is infinite or NaN both are NaN."""
+    e, g = _split(y)
+    near = e == 0
+    g = tl.where(near, u, g)
+    tail = _log1p_tail(g)
+    log1p = _log_split(e, u * 0 + (g + tail))
+    return log1p, tl.where(near, -tail, u - log1p)
+
+
+@triton.jit
 def logistic(x):
-    """sigmoid(x), sigmoid(-x) and softplus(x) = ln(1 + exp(x)) from one exponential, of -|x|: each keeps its relative
-    accuracy where it is small."""
+    """sigmoid(x), sigmoid(-x), softplus(x) = ln(1 + exp(x)) and ln(sigmoid(x)) from one exponential, of -|x|: each
+    keeps its relative accuracy where it is small."""
     t, _, _ = exponentials(-tl.abs(x))
     large = 1 / (t + 1)
     small = t * large
     positive = x > 0
-    softplus = tl.where(x < 0, 0.0, x) + log1p_unit(t)
-    return tl.where(positive, large, small), tl.where(positive, small, large), softplus
+    tail = log1p_unit(t)
+    softplus, log = tl.where(x < 0, 0.0, x) + tail, tl.where(positive, 0.0, x) - tail
+    return tl.where(positive, large, small), tl.where(positive, small, large), softplus, log
 
 
 @triton.jit
@@ -167,6 +180,12 @@ def tanh(x):
     _, m, _ = exponentials(tl.abs(x) * -2)
     y = m / (m + 2)
     return tl.where(x < 0, y, -y)
+
+
+@triton.jit
+def standardised(difference, inverse_scale):
+    """Their product; no difference is none however small the scale, where 0 * inf would be NaN."""
+    return tl.where(difference == 0, difference, difference * inverse_scale)
 
 
 @triton.jit
