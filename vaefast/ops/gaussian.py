@@ -323,8 +323,8 @@ def optimal_sigma_nll(
         mu, x, weight, batch_ndim, validate: as for `gaussian_nll`; the weights count in the mean as well.
 
     Returns:
-        nll of shape [*batch]; float32 (float64 for float64 mu). One pass over mu and x; the rest is arithmetic on a
-        number per sample.
+        nll of shape [*batch]; float32 (float64 for float64 mu). One pass over mu and x; the rest is PyTorch's
+        arithmetic on a number per sample, whose sum over more than 32,767 of them depends on the number of threads.
 
     Gradient: flows through sigma too. A batch without any error has gradient 0.
     """
