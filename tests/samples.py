@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import vaefast
-from vaefast.reference import bernoulli, gaussian
+from vaefast.reference import bernoulli, continuous_bernoulli, gaussian, laplace, logistic
 from vaefast.reference.noise import standard_normal
 
 HALF = (torch.float16, torch.bfloat16)
@@ -35,6 +35,9 @@ class Row:
         opinion in float64, and its error in half precision is the error to stay under.
     halves: the tensors are `moments`: twice as long in their last dimension, where the op splits them.
     ranges: for each tensor that is not any number, the interval its values lie in.
+    density: the name of its ops, where it is not the op's own.
+    signed: the terms of a sum may be negative, as minus the logarithm of a density may.
+    couples: a sample's value depends on the whole batch, through PyTorch's arithmetic on a number per sample.
     """
 
     name: str
@@ -43,10 +46,14 @@ class Row:
     plain: Callable
     halves: bool = False
     ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    density: str = ""
+    signed: bool = False
+    couples: bool = False
 
     @property
     def ops(self) -> list[str]:
-        return [f"{self.name}_forward", f"{self.name}_backward"]
+        name = self.density or self.name
+        return [f"{name}_forward", f"{name}_backward"]
 
     def takes(self, argument: str) -> bool:
         return argument in inspect.signature(getattr(vaefast, self.name)).parameters
@@ -113,6 +120,41 @@ def _per_sample(terms: Callable) -> Callable:
     return summed
 
 
+def _normal(mu, x, logvar):
+    return -torch.distributions.Normal(mu, (0.5 * logvar).exp(), validate_args=False).log_prob(x)
+
+
+def _laplace(mu, x, log_scale):
+    return -torch.distributions.Laplace(mu, log_scale.exp(), validate_args=False).log_prob(x)
+
+
+def _continuous_bernoulli(logits, x):
+    distribution = torch.distributions.ContinuousBernoulli(logits=logits, lims=(0.4999, 0.5001), validate_args=False)
+    return -distribution.log_prob(x)
+
+
+def _logistic(mu, x, log_scale):
+    distance, half_bin, inverse = (x - mu).abs(), 1 / 255, torch.exp(-log_scale)
+    lower = torch.sigmoid((half_bin - distance) * inverse) - torch.sigmoid((-half_bin - distance) * inverse)
+    mass = torch.where(x < half_bin - 1, torch.sigmoid((x + half_bin - mu) * inverse), lower)
+    mass = torch.where(x > 1 - half_bin, torch.sigmoid((mu - x + half_bin) * inverse), mass)
+    return -torch.log(mass)
+
+
+def _optimal_sigma(mu, x, batch_ndim):
+    """The loss of the optimal sigma VAE's own code."""
+    log_sigma = (x - mu).square().mean().sqrt().log()
+    log_sigma = -6 + torch.nn.functional.softplus(log_sigma + 6)
+    terms = 0.5 * ((x - mu) / log_sigma.exp()) ** 2 + log_sigma + 0.5 * math.log(2 * math.pi)
+    return terms.flatten(batch_ndim).sum(-1) if terms.ndim > batch_ndim else terms
+
+
+def _optimal_sigma_reference(mu, x, batch_ndim):
+    half_error = _per_sample(lambda mu, x: gaussian.squared_error(mu, x, 1.0, 0.0, 0.0))(mu, x, batch_ndim)
+    count = torch.full_like(half_error, math.prod(mu.shape[batch_ndim:]))
+    return gaussian.optimal_sigma_nll(half_error, count, False, -6.0)
+
+
 _LATENT = ("mu", "logvar")
 ROWS = [
     Row("rsample", _LATENT, gaussian.rsample, _plain_rsample),
@@ -126,6 +168,44 @@ ROWS = [
         _per_sample(lambda logits, x: bernoulli.bernoulli_nll(logits, x, 1.0)),
         _per_sample(functools.partial(binary_cross_entropy_with_logits, reduction="none")),
         ranges={"x": (0, 1)},
+    ),
+    Row(
+        "gaussian_nll",
+        ("mu", "x", "logvar"),
+        _per_sample(lambda mu, x, logvar: gaussian.gaussian_nll(mu, logvar, x, 1.0)),
+        _per_sample(_normal),
+        ranges={"logvar": (-1, 2)},
+    ),
+    Row(
+        "optimal_sigma_nll",
+        ("mu", "x"),
+        _optimal_sigma_reference,
+        _optimal_sigma,
+        density="squared_error",
+        signed=True,
+        couples=True,
+    ),
+    Row(
+        "laplace_nll",
+        ("mu", "x", "log_scale"),
+        _per_sample(lambda mu, x, log_scale: laplace.laplace_nll(mu, log_scale, x, 1.0)),
+        _per_sample(_laplace),
+        ranges={"log_scale": (-0.6, 2)},
+    ),
+    Row(
+        "continuous_bernoulli_nll",
+        ("logits", "x"),
+        _per_sample(lambda logits, x: continuous_bernoulli.continuous_bernoulli_nll(logits, x, 1.0)),
+        _per_sample(_continuous_bernoulli),
+        ranges={"x": (0, 1)},
+        signed=True,
+    ),
+    Row(
+        "discretized_logistic_nll",
+        ("mu", "x", "log_scale"),
+        _per_sample(lambda mu, x, s: logistic.discretized_logistic_nll(mu, s, x, 1.0, 0.0, 0.0, 1 / 255, -7.0)),
+        _per_sample(_logistic),
+        ranges={"mu": (-1, 1), "x": (-1, 1), "log_scale": (-2, 1)},
     ),
 ]
 

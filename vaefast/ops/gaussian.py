@@ -1,4 +1,4 @@
-"""The Gaussian latent: reparameterised sampling with noise made in the kernel, and its KL divergences.
+"""The Gaussian latent, reparameterised sampling with noise made in the kernel and KL divergences; and the likelihood.
 
 `mu` and `logvar` have one shape [*batch, *event]; the first `batch_ndim` dimensions are the batch. Noise is never
 stored: backward makes it again from the seed. Either half of a `chunk` is read in place.
@@ -6,11 +6,14 @@ stored: backward makes it again from the seed. Either half of a `chunk` is read 
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from vaefast._layout import halves
 from vaefast.ops import _checks
 from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, transformed
+from vaefast.ops._likelihood import Likelihood, parameter, unit_scale
 from vaefast.ops.noise import seed_for, standard_normal_op
 from vaefast.reference import gaussian as reference
 from vaefast.reference.gaussian import compute_dtype
@@ -260,3 +263,76 @@ def kl_normal(mu_q, logvar_q, mu_p, logvar_p, *, batch_ndim: int = 1, logvar_bou
     if transformed():
         return reference.kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
     return KLNormal.apply(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
+
+
+_FINITE = ("finite", torch.isfinite)
+_gaussian_nll = Likelihood(
+    "gaussian_nll", "mu logvar x", terms=reference.gaussian_nll, support=_FINITE, params=("scale",)
+)
+_squared_error = Likelihood(
+    "squared_error", "mu x", terms=reference.squared_error, support=_FINITE, params=("scale", "logvar", "constant")
+)
+
+
+def gaussian_nll(mu, x, logvar, *, weight=None, batch_ndim: int = 1, validate: bool = False) -> torch.Tensor:
+    """-log N(x | mu, exp(logvar)) per sample: sum of ((x - mu)^2 / exp(logvar) + logvar + log(2 pi)) / 2, in nats.
+
+    Args:
+        mu: [*batch, *event]; float32, float64, float16 or bfloat16.
+        x: what broadcasts with mu; bytes (uint8) stand for 0…1, other types are taken as they are.
+        logvar: a number, which costs no memory traffic, or a tensor that broadcasts (0-d, [B, 1], per element, …).
+        weight: a mask or a weight per element, which broadcasts; an element of weight 0 counts nothing, whatever its
+            values. No gradient flows to it.
+        batch_ndim: how many leading dimensions are the batch.
+        validate: check x (this waits for the device).
+
+    Returns:
+        nll of shape [*batch], summed in and returned as float32 (float64 for float64 mu). Densities are not
+        probabilities: it may be negative. Where x is mu it is finite however small the variance, where it is not, inf
+        at variance 0.
+
+    Gradient: d/dmu = (mu - x) / exp(logvar) = -d/dx, d/dlogvar = (1 - (x - mu)^2 / exp(logvar)) / 2.
+    """
+    options = {"weight": weight, "batch_ndim": batch_ndim, "validate": validate}
+    if isinstance(logvar, (int, float)) and not isinstance(logvar, bool):
+        constant = 0.5 * (logvar + math.log(2 * math.pi))
+        return _squared_error(mu, x, params=(unit_scale(x), float(logvar), constant), **options)
+    return _gaussian_nll(mu, parameter(logvar, mu), x, params=(unit_scale(x),), **options)
+
+
+def optimal_sigma_nll(
+    mu,
+    x,
+    *,
+    per_sample: bool = False,
+    log_sigma_min: float = -6.0,
+    weight=None,
+    batch_ndim: int = 1,
+    validate: bool = False,
+) -> torch.Tensor:
+    """-log N(x | mu, sigma^2) per sample with the sigma that is best for this batch, the root mean squared error, as in
+    the optimal σ-VAE (Rybkin, Daniilidis and Levine 2021, "Simple and Effective VAE Training with Calibrated
+    Decoders", section 4.1). It needs no weight beside the KL term.
+
+    The logarithm of the error is softly clipped at log_sigma_min, as in that paper's code:
+    log sigma = log_sigma_min + softplus(log rmse - log_sigma_min), which is sigma = rmse + exp(log_sigma_min).
+
+    Args:
+        per_sample: one sigma for each sample instead of one for the whole batch.
+        log_sigma_min: float.
+        mu, x, weight, batch_ndim, validate: as for `gaussian_nll`; the weights count in the mean as well.
+
+    Returns:
+        nll of shape [*batch]; float32 (float64 for float64 mu). One pass over mu and x; the rest is PyTorch's
+        arithmetic on a number per sample, whose sum over more than 32,767 of them depends on the number of threads.
+
+    Gradient: flows through sigma too. A batch without any error has gradient 0.
+    """
+    params = (unit_scale(x), 0.0, 0.0)
+    half_error = _squared_error(mu, x, weight=weight, batch_ndim=batch_ndim, params=params, validate=validate)
+    shape = torch.broadcast_shapes(*[t.shape for t in (mu, x, weight) if t is not None])
+    if weight is None:
+        count = torch.full_like(half_error, math.prod(shape[batch_ndim:]))
+    else:
+        count = weight.to(half_error.dtype).expand(shape).flatten(batch_ndim).sum(-1)
+    return reference.optimal_sigma_nll(half_error, count, per_sample, log_sigma_min)

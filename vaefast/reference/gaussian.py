@@ -1,4 +1,4 @@
-"""The Gaussian latent: sampling and KL divergences, with their gradients, in plain PyTorch.
+"""The Gaussian: sampling and KL divergences of the latent, with their gradients, and the likelihood, in plain PyTorch.
 
 `eps` is the noise, a tensor of mu's shape; every public function draws it from a seed. Half types are computed in
 float32 and rounded once. `logvar` is bounded to [lo, hi], with gradient zero outside.
@@ -121,5 +121,36 @@ def kl_normal_backward(grad_kl, mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, 
 
 
 def _standardised(difference, logvar):
-    # equal means are at distance 0 however small the variance: 0 * inf would be NaN
-    return torch.where(difference == 0, difference, difference * torch.exp(-0.5 * logvar))
+    return standardised(difference, 0.5 * logvar)
+
+
+def standardised(difference, log_scale):
+    """difference * exp(-log_scale), where no difference is none however small the scale, in the gradient too."""
+    certain = (difference == 0) & (log_scale < -math.log(torch.finfo(difference.dtype).max))
+    return difference * torch.exp(-torch.where(certain, 0, log_scale))
+
+
+def gaussian_nll(mu, logvar, x, scale):
+    """Elementwise -log N(x | mu, exp(logvar)) = ((x - mu)^2 / exp(logvar) + logvar + log(2 pi)) / 2 (x is multiplied
+    by `scale` first). A density of 0 costs inf, also at variance 0."""
+    distance = standardised(x.to(mu.dtype) * scale - mu, 0.5 * logvar)
+    square = distance * distance
+    return 0.5 * (square + torch.where(square == math.inf, 0, logvar)) + 0.5 * math.log(2 * math.pi)
+
+
+def squared_error(mu, x, scale, logvar, constant):
+    """Elementwise (x - mu)^2 / exp(logvar) / 2 + constant, where x is multiplied by `scale` first."""
+    distance = standardised(x.to(mu.dtype) * scale - mu, torch.full_like(mu, 0.5 * logvar))
+    return 0.5 * distance * distance + constant
+
+
+def optimal_sigma_nll(half_error, count, per_sample, log_sigma_min):
+    """-log N(x | mu, sigma^2) per sample, from its half squared error and its number of elements (or their weight),
+    with sigma = root mean squared error + exp(log_sigma_min), which is log sigma = log_sigma_min + softplus(log(root
+    mean squared error) - log_sigma_min)."""
+    total, size = (half_error, count) if per_sample else (half_error.sum(), count.sum())
+    mean = 2 * total / torch.where(size == 0, 1, size)
+    # the root's gradient at 0 is inf; without error there is none
+    root = torch.where(mean == 0, 0, torch.sqrt(torch.where(mean == 0, 1, mean)))
+    sigma = root + math.exp(log_sigma_min)
+    return half_error / (sigma * sigma) + count * (torch.log(sigma) + 0.5 * math.log(2 * math.pi))
