@@ -200,18 +200,34 @@ VF_FN T log1p_reduced(T g) {
   }
 }
 
-// ln(x) for normal, positive x; the callers below see to the rest
+// x = 2^e (1 + g) for normal, positive x, with 1 + g in [sqrt(1/2), sqrt(2))
 template <class T>
-VF_FN T log_normal(T x) {
+struct Split {
+  T e, g;
+};
+
+template <class T>
+VF_FN Split<T> split(T x) {
   using S = Scalar<T>;
   constexpr int mantissa = sizeof(S) == 4 ? 23 : 52;
   const auto half = bits<Int<S>>(static_cast<S>(0.70710678118654752440));  // sqrt(1/2)
   const Int<S> low = (static_cast<Int<S>>(1) << mantissa) - 1;
   Int<T> k = bits<Int<T>>(x) - half;
-  T e = to_float<T>(k >> mantissa);
-  T g = bits<T>((k & low) + half) - S(1);
-  T y = Native<T>::multiply_add(e, splat<T>(ExpConstants<S>::ln2_lo), log1p_reduced(g));
-  return Native<T>::multiply_add(e, splat<T>(ExpConstants<S>::ln2_hi), y);
+  return {to_float<T>(k >> mantissa), bits<T>((k & low) + half) - S(1)};
+}
+
+// e ln(2) + ln(1 + g)
+template <class T>
+VF_FN T log_split(Split<T> x) {
+  using S = Scalar<T>;
+  T y = Native<T>::multiply_add(x.e, splat<T>(ExpConstants<S>::ln2_lo), log1p_reduced(x.g));
+  return Native<T>::multiply_add(x.e, splat<T>(ExpConstants<S>::ln2_hi), y);
+}
+
+// ln(x) for normal, positive x; the callers see to the rest
+template <class T>
+VF_FN T log_normal(T x) {
+  return log_split(split(x));
 }
 
 // ln(x): -inf at 0, NaN below, right for subnormal numbers and +inf.
@@ -228,14 +244,13 @@ VF_FN T log(T x) {
   return select(x < S(0), splat<T>(S(__builtin_nan(""))), select(x == x, result, x));
 }
 
-// ln(1 + x) for x >= 0, exact near 0.
+// ln(1 + x) for x >= 0, exact near 0: below sqrt(2) - 1 the reduced argument is x itself.
 template <class T>
 VF_FN T log1p_positive(T x) {
   using S = Scalar<T>;
-  T u = x + S(1);
-  T lost = x - (u - S(1));  // what 1 + x rounded away
-  T result = log_normal(u) + lost / u;
-  return select(x <= splat<T>(S(sizeof(S) == 4 ? 3e38 : 1e308)), result, x);  // inf and NaN
+  Split<T> u = split(x + S(1));
+  u.g = select(u.e == splat<T>(0), x, u.g);
+  return select(x < S(__builtin_inf()), log_split(u), x);  // inf and NaN
 }
 
 // ln(1 + t) for t in [0, 1], as softplus needs it: the reduction is exact, and takes neither bits nor a division.
@@ -250,6 +265,31 @@ VF_FN T log1p_unit(T t) {
 template <class T>
 VF_FN T absolute(T x) {
   return select(x < Scalar<T>(0), -x, x);
+}
+
+template <class T>
+struct Logistic {
+  T sigmoid;     // 1 / (1 + e^-x)
+  T complement;  // 1 - sigmoid(x) = sigmoid(-x)
+  T softplus;    // ln(1 + e^x)
+};
+
+// From one exponential, of -|x|: each keeps its relative accuracy where it is small.
+template <class T>
+VF_FN Logistic<T> logistic(T x) {
+  T t = exp_parts(-absolute(x)).exp;
+  T large = Scalar<T>(1) / (t + Scalar<T>(1)), small = t * large;
+  auto positive = x > Scalar<T>(0);
+  return {select(positive, large, small), select(positive, small, large),
+          Native<T>::at_least(x, splat<T>(0)) + log1p_unit(t)};
+}
+
+// (1 - e^-2|x|) / (1 + e^-2|x|) with x's sign
+template <class T>
+VF_FN T tanh(T x) {
+  T m = exp_parts(absolute(x) * Scalar<T>(-2)).expm1;
+  T y = m / (m + Scalar<T>(2));
+  return select(x < Scalar<T>(0), y, -y);
 }
 
 // a b, and 0 where a is 0 whatever b is: a term with no weight is no term

@@ -1,9 +1,13 @@
 // The densities by the names that ops call them by. Every compiled backend expands this table.
 #pragma once
 #include "density/bernoulli.h"
+#include "density/functions.h"
 #include "density/gaussian.h"
 
 #define VAEFAST_DENSITIES(X)                                   \
+  X("exponentials", Exponentials)                              \
+  X("logarithms", Logarithms)                                  \
+  X("logistics", Logistics)                                    \
   X("standard_normal", StandardNormal)                         \
   X("rsample_forward", RsampleForward)                         \
   X("rsample_backward", RsampleBackward)                       \
