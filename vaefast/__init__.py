@@ -6,13 +6,18 @@ from vaefast._backends import BackendError, use_backend
 from vaefast.info import info  # here, not on demand: importing the module would bind its own name over the function's
 from vaefast.ops import (
     bernoulli_nll,
+    beta_binomial_nll,
+    binomial_nll,
     draw_seed,
     kl_normal,
     kl_standard_normal,
+    negative_binomial_nll,
+    poisson_nll,
     rsample,
     rsample_kl,
     rsample_kl_moments,
     standard_normal,
+    zero_inflated_negative_binomial_nll,
 )
 
 __version__ = "0.1.0"
@@ -34,13 +39,18 @@ def __dir__() -> list[str]:
 __all__ = [
     "BackendError",
     "bernoulli_nll",
+    "beta_binomial_nll",
+    "binomial_nll",
     "draw_seed",
     "info",
     "kl_normal",
     "kl_standard_normal",
+    "negative_binomial_nll",
+    "poisson_nll",
     "rsample",
     "rsample_kl",
     "rsample_kl_moments",
     "standard_normal",
     "use_backend",
+    "zero_inflated_negative_binomial_nll",
 ]
