@@ -29,6 +29,8 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 # noise: no multiply-add may be contracted, and a square root that can set errno does not vectorise
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# the vectors are written out: looking for more of them gains nothing, and crashes g++ 12 on the longest densities
+EXPLICIT = ["-fno-tree-slp-vectorize"]
 # csrc/cpu/rows.cpp is compiled once per instruction set; the module picks one at run time
 INSTRUCTION_SETS = {
     "baseline": [],
@@ -118,7 +120,7 @@ class BuildExtension(build_ext):
         built = []
         for name, flags in self.instruction_sets(cxx).items():
             define = [f"-DVAEFAST_ISA={name}"]
-            flags = [*COMMON, *EXACT, *openmp, *flags, *define, sources]
+            flags = [*COMMON, *EXACT, *EXPLICIT, *openmp, *flags, *define, sources]
             ninja.compile("cxx", "cpu/rows.cpp", folder / f"rows_{name}.o", flags)
             built.append(name)
         defines = [f"-DVAEFAST_HAS_{name.upper()}" for name in built]

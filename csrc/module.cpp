@@ -11,8 +11,8 @@
 #include "density/table.h"
 #include "walk.h"
 
-#define VAEFAST_DECLARE(isa) \
-  namespace isa {            \
+#define VAEFAST_DECLARE(isa)                                         \
+  namespace isa {                                                    \
   bool run_rows(const char* density, const Walk& walk, int threads); \
   }
 
@@ -31,7 +31,7 @@ namespace cuda {
 // Throws std::runtime_error with CUDA's own words.
 bool run_rows(const char* density, const Walk& walk, int device, void* stream);
 int64_t pieces(const Walk& walk);
-}
+}  // namespace cuda
 #endif
 }  // namespace vaefast
 
@@ -55,7 +55,8 @@ std::vector<InstructionSet> instruction_sets() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")});
 #endif
 #ifdef VAEFAST_HAS_AVX2
-  sets.push_back({"avx2", avx2::run_rows, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
+  sets.push_back({"avx2", avx2::run_rows,
+                  __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
 #endif
 #ifdef VAEFAST_HAS_BASELINE
   sets.push_back({"baseline", baseline::run_rows, true});
@@ -199,10 +200,11 @@ void unknown(const char* density) { throw py::key_error(std::string("no density 
 
 }  // namespace
 
-#define VAEFAST_WALK_ARGUMENTS                                                                                   \
-  py::arg("density"), py::arg("batch_ndim"), py::arg("inputs") = py::tuple(), py::arg("row_inputs") = py::tuple(), \
-      py::arg("outputs") = py::tuple(), py::arg("row_outputs") = py::tuple(), py::arg("seed") = py::none(),         \
-      py::arg("params") = py::tuple(), py::arg("weight") = py::none()
+#define VAEFAST_WALK_ARGUMENTS                                                                                       \
+  py::arg("density"), py::arg("batch_ndim"), py::arg("inputs") = py::tuple(), py::arg("row_inputs") = py::tuple(),   \
+                                             py::arg("outputs") = py::tuple(), py::arg("row_outputs") = py::tuple(), \
+                                             py::arg("seed") = py::none(), py::arg("params") = py::tuple(),          \
+                                             py::arg("weight") = py::none()
 
 PYBIND11_MODULE(_C, m) {
   m.attr("build_facts") = VAEFAST_BUILD_FACTS;
@@ -221,8 +223,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("instruction_sets") = py::tuple(names);  // those that this machine runs, best first
 
   m.def("attach", [](const py::tuple& dtypes, const py::object& readable) {
-    torch_ = {PyUnicode_InternFromString("is_contiguous"), PyUnicode_InternFromString("data_ptr"),
-              PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("shape"), readable.inc_ref().ptr(), {}};
+    torch_ = {PyUnicode_InternFromString("is_contiguous"),
+              PyUnicode_InternFromString("data_ptr"),
+              PyUnicode_InternFromString("dtype"),
+              PyUnicode_InternFromString("shape"),
+              readable.inc_ref().ptr(),
+              {}};
     for (int i = 0; i < kDTypes; ++i) torch_.dtypes[i] = py::object(dtypes[i]).inc_ref().ptr();
   });
 
@@ -235,39 +241,45 @@ PYBIND11_MODULE(_C, m) {
     throw py::value_error("no instruction set named " + name + " on this machine");
   });
 
-  m.def("cpu_rows", [](const char* density, int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs,
-                       const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed,
-                       const py::tuple& params, const py::object& weight) {
-    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
+  m.def(
+      "cpu_rows",
+      [](const char* density, int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs,
+         const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed, const py::tuple& params,
+         const py::object& weight) {
+        Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
 #ifdef _OPENMP
-    int threads = omp_get_max_threads();  // torch.set_num_threads sets it: both share one OpenMP runtime
+        int threads = omp_get_max_threads();  // torch.set_num_threads sets it: both share one OpenMP runtime
 #else
-    int threads = 1;
+        int threads = 1;
 #endif
-    bool known;
-    {
-      py::gil_scoped_release release;
-      known = chosen->run_rows(density, call.walk, threads);
-    }
-    if (!known) unknown(density);
-  }, VAEFAST_WALK_ARGUMENTS);
+        bool known;
+        {
+          py::gil_scoped_release release;
+          known = chosen->run_rows(density, call.walk, threads);
+        }
+        if (!known) unknown(density);
+      },
+      VAEFAST_WALK_ARGUMENTS);
 
 #ifdef VAEFAST_HAS_CUDA
-  m.def("cuda_rows", [](int device, uintptr_t stream, const char* density, int batch_ndim, const py::tuple& inputs,
-                        const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs,
-                        const py::object& seed, const py::tuple& params, const py::object& weight) {
-    Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
-    int64_t pieces = row_outputs.empty() ? 1 : cuda::pieces(call.walk);
-    if (pieces > 1) {  // PyTorch's memory: ordered by the stream, and a CUDA graph's own while one is captured
-      call.keep.push_back(row_outputs[0].attr("new_empty")(row_outputs.size() * call.walk.rows * pieces));
-      call.walk.pieces = pointer(call.keep.back().ptr());
-    }
-    bool known;
-    {
-      py::gil_scoped_release release;
-      known = cuda::run_rows(density, call.walk, device, reinterpret_cast<void*>(stream));
-    }
-    if (!known) unknown(density);
-  }, py::arg("device"), py::arg("stream"), VAEFAST_WALK_ARGUMENTS);
+  m.def(
+      "cuda_rows",
+      [](int device, uintptr_t stream, const char* density, int batch_ndim, const py::tuple& inputs,
+         const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed,
+         const py::tuple& params, const py::object& weight) {
+        Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
+        int64_t pieces = row_outputs.empty() ? 1 : cuda::pieces(call.walk);
+        if (pieces > 1) {  // PyTorch's memory: ordered by the stream, and a CUDA graph's own while one is captured
+          call.keep.push_back(row_outputs[0].attr("new_empty")(row_outputs.size() * call.walk.rows * pieces));
+          call.walk.pieces = pointer(call.keep.back().ptr());
+        }
+        bool known;
+        {
+          py::gil_scoped_release release;
+          known = cuda::run_rows(density, call.walk, device, reinterpret_cast<void*>(stream));
+        }
+        if (!known) unknown(density);
+      },
+      py::arg("device"), py::arg("stream"), VAEFAST_WALK_ARGUMENTS);
 #endif
 }

@@ -1,4 +1,5 @@
-// What a walk is told: sizes, strided tensors, row tensors, the seed and the density's numbers. Shared by every backend.
+// What a walk is told: sizes, strided tensors, row tensors, the seed and the density's numbers. Shared by every
+// backend.
 #pragma once
 #include <cstdint>
 
@@ -29,7 +30,7 @@ struct Walk {
   Elements weight;  // data null: none. Else each element's row terms, or its numbers of the row, are multiplied by it
   const int64_t* seed;  // (seed, offset), in the device's memory
   double params[kMaxParams];
-  bool wide;  // compute in float64 instead of float32
+  bool wide;     // compute in float64 instead of float32
   void* pieces;  // CUDA: room for the sums of pieces of rows, as many as cuda::pieces says
 };
 

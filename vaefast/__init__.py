@@ -6,6 +6,8 @@ from vaefast._backends import BackendError, use_backend
 from vaefast.info import info  # here, not on demand: importing the module would bind its own name over the function's
 from vaefast.ops import (
     bernoulli_nll,
+    beta_binomial_nll,
+    binomial_nll,
     continuous_bernoulli_nll,
     discretized_logistic_nll,
     draw_seed,
@@ -13,11 +15,14 @@ from vaefast.ops import (
     kl_normal,
     kl_standard_normal,
     laplace_nll,
+    negative_binomial_nll,
     optimal_sigma_nll,
+    poisson_nll,
     rsample,
     rsample_kl,
     rsample_kl_moments,
     standard_normal,
+    zero_inflated_negative_binomial_nll,
 )
 
 __version__ = "0.1.0"
@@ -39,6 +44,8 @@ def __dir__() -> list[str]:
 __all__ = [
     "BackendError",
     "bernoulli_nll",
+    "beta_binomial_nll",
+    "binomial_nll",
     "continuous_bernoulli_nll",
     "discretized_logistic_nll",
     "draw_seed",
@@ -47,10 +54,13 @@ __all__ = [
     "kl_normal",
     "kl_standard_normal",
     "laplace_nll",
+    "negative_binomial_nll",
     "optimal_sigma_nll",
+    "poisson_nll",
     "rsample",
     "rsample_kl",
     "rsample_kl_moments",
     "standard_normal",
     "use_backend",
+    "zero_inflated_negative_binomial_nll",
 ]

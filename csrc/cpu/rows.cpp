@@ -84,25 +84,37 @@ C* place(const Elements& e, const Tile& tile, C* buffer) {
 template <class C>
 void read(const Elements& e, const Tile& tile, C* buffer) {
   switch (e.dtype) {
-    case DType::float32: return gather<float>(e, tile, buffer);
-    case DType::float64: return gather<double>(e, tile, buffer);
-    case DType::float16: return gather<Float16>(e, tile, buffer);
-    case DType::bfloat16: return gather<BFloat16>(e, tile, buffer);
+    case DType::float32:
+      return gather<float>(e, tile, buffer);
+    case DType::float64:
+      return gather<double>(e, tile, buffer);
+    case DType::float16:
+      return gather<Float16>(e, tile, buffer);
+    case DType::bfloat16:
+      return gather<BFloat16>(e, tile, buffer);
     case DType::boolean:
-    case DType::uint8: return gather<uint8_t>(e, tile, buffer);
-    case DType::int32: return gather<int32_t>(e, tile, buffer);
-    case DType::int64: return gather<int64_t>(e, tile, buffer);
+    case DType::uint8:
+      return gather<uint8_t>(e, tile, buffer);
+    case DType::int32:
+      return gather<int32_t>(e, tile, buffer);
+    case DType::int64:
+      return gather<int64_t>(e, tile, buffer);
   }
 }
 
 template <class C>
 void write(const Elements& e, const Tile& tile, const C* buffer) {
   switch (e.dtype) {
-    case DType::float32: return scatter<float>(e, tile, buffer);
-    case DType::float64: return scatter<double>(e, tile, buffer);
-    case DType::float16: return scatter<Float16>(e, tile, buffer);
-    case DType::bfloat16: return scatter<BFloat16>(e, tile, buffer);
-    default: return;  // integers are never written
+    case DType::float32:
+      return scatter<float>(e, tile, buffer);
+    case DType::float64:
+      return scatter<double>(e, tile, buffer);
+    case DType::float16:
+      return scatter<Float16>(e, tile, buffer);
+    case DType::bfloat16:
+      return scatter<BFloat16>(e, tile, buffer);
+    default:
+      return;  // integers are never written
   }
 }
 
@@ -147,8 +159,7 @@ class Runner {
       return;
     }
     double* partial = nullptr;  // [row output, row, piece]
-    if (D::row_outputs && pieces_ > 1)
-      partial = new double[D::row_outputs * walk_.rows * pieces_];
+    if (D::row_outputs && pieces_ > 1) partial = new double[D::row_outputs * walk_.rows * pieces_];
     [[maybe_unused]] bool parallel = threads > 1 && tiles_ > 1 && walk_.rows * walk_.cols >= kParallel;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
     for (int64_t t = 0; t < tiles_; ++t) map(tile(t), partial);
@@ -236,7 +247,8 @@ class Runner {
     };
     int at = 0;
     for (; at + kLanes <= size; at += kLanes)
-      step(at, [](const C* from) { return load<V>(from); }, [](C* to, V v) { store(to, v); });
+      step(
+          at, [](const C* from) { return load<V>(from); }, [](C* to, V v) { store(to, v); });
     if (int rest = size - at)
       step(
           at, [rest](const C* from) { return load_some<V>(from, rest); },

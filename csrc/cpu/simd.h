@@ -153,7 +153,6 @@ VF_FN S sum_of(const S* values, int count) {
   return add_lanes<S, kBytes>(total);
 }
 
-
 VF_FN F32 exact_sqrt(F32 x) {
 #if defined(__AVX512F__)
   return _mm512_sqrt_ps(x);
@@ -192,8 +191,12 @@ VF_FN void multiply_wide(U64 a, uint32_t m, U64& hi, U64& lo) {
 #define VAEFAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, U32{__VA_ARGS__})
 #endif
 #if defined(__AVX512F__)
-VF_FN F32 interleave_lo(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
-VF_FN F32 interleave_hi(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+VF_FN F32 interleave_lo(F32 a, F32 b) {
+  return VAEFAST_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+VF_FN F32 interleave_hi(F32 a, F32 b) {
+  return VAEFAST_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
 #elif defined(__AVX2__)
 VF_FN F32 interleave_lo(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
 VF_FN F32 interleave_hi(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }

@@ -28,7 +28,7 @@ VF_FN T sinhc_series(T square) {
   constexpr int terms = sizeof(S) == 4 ? 5 : 11;
   auto constant = [](int i) { return splat<T>(S(sinhc_constant(i) / (Integrated ? 2 * i + 2 : 1))); };
   T p = constant(terms - 1);
-#pragma GCC unroll 16
+  VF_UNROLL
   for (int i = terms - 2; i >= 0; --i) p = Native<T>::multiply_add(p, square, constant(i));
   return p;
 }

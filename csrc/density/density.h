@@ -17,11 +17,10 @@ struct Density {
 };
 
 // What a density maps, for T = float, double or a vector of either.
-#define VAEFAST_MAP                                                                                             \
-  template <class T>                                                                                            \
-  VF_FN void operator()([[maybe_unused]] const T* in, [[maybe_unused]] const T* row, [[maybe_unused]] T eps,    \
-                        [[maybe_unused]] const Scalar<T>* p, [[maybe_unused]] T* out, [[maybe_unused]] T* sum) \
-      const
+#define VAEFAST_MAP                                                                                          \
+  template <class T>                                                                                         \
+  VF_FN void operator()([[maybe_unused]] const T* in, [[maybe_unused]] const T* row, [[maybe_unused]] T eps, \
+                        [[maybe_unused]] const Scalar<T>* p, [[maybe_unused]] T* out, [[maybe_unused]] T* sum) const
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

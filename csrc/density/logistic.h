@@ -31,7 +31,7 @@ VF_FN Bin<T> bin(const T* in, const Scalar<T>* p) {
   T position = N::multiply_add(in[2], splat<T>(p[0]), splat<T>(p[2])), fine = in[2] * p[1];
   T x = position + fine, difference = position - in[0] + fine;
   T zero = splat<T>(0), one = splat<T>(1);
-  auto lowest = x < p[3] - S(1), highest = x > S(1) - p[3];
+  auto lowest = x<p[3] - S(1), highest = x> S(1) - p[3];
   b.log_scale = N::at_least(in[1], splat<T>(p[4]));
   b.inverse_scale = exp_parts(-b.log_scale).exp;
   T z = difference * b.inverse_scale;

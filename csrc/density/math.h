@@ -78,7 +78,8 @@ VF_FN void multiply_wide(uint32_t a, uint32_t m, uint32_t& hi, uint32_t& lo) {
 template <class T>
 VF_FN T to_float(Int<T> value) {
 #if !defined(__CUDACC__)
-  if constexpr (sizeof(T) != sizeof(Scalar<T>)) return __builtin_convertvector(value, T);
+  if constexpr (sizeof(T) != sizeof(Scalar<T>))
+    return __builtin_convertvector(value, T);
   else
 #endif
     return static_cast<T>(value);
@@ -178,28 +179,34 @@ VF_FN Exp<T> exp_parts(T x) {
 
 // ln(1 + g) for 1 + g in [sqrt(1/2), sqrt(2)): Cephes logf
 VF_FN float log_polynomial_constant(int i) {
-  constexpr float p[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+  constexpr float p[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f, 1.4249322787e-1f,
                          -1.6668057665e-1f, 2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
   return p[i];
 }
 
+// ln(1 + g) - g
 template <class T>
-VF_FN T log1p_reduced(T g) {
+VF_FN T log1p_tail(T g) {
   using N = Native<T>;
   if constexpr (sizeof(Scalar<T>) == 4) {
     T p = splat<T>(log_polynomial_constant(0));
     VF_UNROLL
     for (int i = 1; i < 9; ++i) p = N::multiply_add(p, g, splat<T>(log_polynomial_constant(i)));
     T w = g * g;
-    return g + N::multiply_add(w, splat<T>(-0.5f), p * g * w);
+    return N::multiply_add(w, splat<T>(-0.5f), p * g * w);
   } else {  // 2 artanh(s) with s = g / (2 + g); the first term left out is 3e-18 of the sum
     T s = g / (g + 2.), z = s * s;
     T p = splat<T>(1. / 23);
     VF_UNROLL
     for (int i = 21; i >= 3; i -= 2) p = N::multiply_add(p, z, splat<T>(1. / i));
-    // g - s (g - 2 z p): what is added to g is small, so g's own rounding stays the only one
-    return g - s * (g - z * p * 2.);
+    // -s (g - 2 z p): what is added to g is small, so g's own rounding stays the only one
+    return -s * (g - z * p * 2.);
   }
+}
+
+template <class T>
+VF_FN T log1p_reduced(T g) {
+  return g + log1p_tail(g);
 }
 
 // x = 2^e (1 + g) for normal, positive x, with 1 + g in [sqrt(1/2), sqrt(2))
@@ -265,6 +272,26 @@ VF_FN T log1p_unit(T t) {
 }
 
 template <class T>
+struct Log1p {
+  T log;     // ln(1 + u)
+  T excess;  // u - ln(1 + u), exact near 0
+};
+
+// For u > -1, with y = 1 + u told apart: near 0 u has the digits that count, far from it y has. y must be normal; where
+// u is infinite or NaN so are both.
+template <class T>
+VF_FN Log1p<T> log1p_parts(T u, T y) {
+  using C = ExpConstants<Scalar<T>>;
+  using N = Native<T>;
+  Split<T> s = split(y);
+  auto near = s.e == splat<T>(0);
+  T g = select(near, u, s.g), tail = log1p_tail(g);
+  T rest = N::multiply_add(s.e, splat<T>(C::ln2_lo), N::multiply_add(u, splat<T>(0), g + tail));
+  T log = N::multiply_add(s.e, splat<T>(C::ln2_hi), rest);
+  return {log, select(near, -tail, u - log)};
+}
+
+template <class T>
 VF_FN T absolute(T x) {
   return select(x < Scalar<T>(0), -x, x);
 }
@@ -274,6 +301,7 @@ struct Logistic {
   T sigmoid;     // 1 / (1 + e^-x)
   T complement;  // 1 - sigmoid(x) = sigmoid(-x)
   T softplus;    // ln(1 + e^x)
+  T log;         // ln(sigmoid(x)) = -softplus(-x)
 };
 
 // From one exponential, of -|x|: each keeps its relative accuracy where it is small.
@@ -281,9 +309,10 @@ template <class T>
 VF_FN Logistic<T> logistic(T x) {
   T t = exp_parts(-absolute(x)).exp;
   T large = Scalar<T>(1) / (t + Scalar<T>(1)), small = t * large;
+  T tail = log1p_unit(t), zero = splat<T>(0);
   auto positive = x > Scalar<T>(0);
-  return {select(positive, large, small), select(positive, small, large),
-          Native<T>::at_least(x, splat<T>(0)) + log1p_unit(t)};
+  return {select(positive, large, small), select(positive, small, large), Native<T>::at_least(x, zero) + tail,
+          Native<T>::at_most(x, zero) - tail};
 }
 
 // (1 - e^-2|x|) / (1 + e^-2|x|) with x's sign

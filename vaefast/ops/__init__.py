@@ -2,6 +2,13 @@
 
 from vaefast.ops.bernoulli import bernoulli_nll
 from vaefast.ops.continuous_bernoulli import continuous_bernoulli_nll
+from vaefast.ops.counts import (
+    beta_binomial_nll,
+    binomial_nll,
+    negative_binomial_nll,
+    poisson_nll,
+    zero_inflated_negative_binomial_nll,
+)
 from vaefast.ops.gaussian import (
     gaussian_nll,
     kl_normal,
@@ -17,6 +24,8 @@ from vaefast.ops.noise import draw_seed, standard_normal
 
 __all__ = [
     "bernoulli_nll",
+    "beta_binomial_nll",
+    "binomial_nll",
     "continuous_bernoulli_nll",
     "discretized_logistic_nll",
     "draw_seed",
@@ -24,9 +33,12 @@ __all__ = [
     "kl_normal",
     "kl_standard_normal",
     "laplace_nll",
+    "negative_binomial_nll",
     "optimal_sigma_nll",
+    "poisson_nll",
     "rsample",
     "rsample_kl",
     "rsample_kl_moments",
     "standard_normal",
+    "zero_inflated_negative_binomial_nll",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable
 
 import torch
@@ -34,18 +36,31 @@ class Likelihood:
 
     Args:
         name: of the public function; the ops and densities are <name>_forward and <name>_backward.
-        tensors: elementwise arguments, parameters first and the data, `x`, last.
+        tensors: elementwise arguments in the public order; the first is a parameter.
         terms: the reference: elementwise -log p of (*tensors, *params), in differentiable PyTorch. Its gradient by
             autograd is the reference of the backward op.
-        support: what x must lie in, in words, and a predicate of x that `validate=True` asserts.
+        support: what x must lie in, in words, and a predicate of the data that `validate=True` asserts.
         params: names of the floats that come last.
+        data: which of the tensors are data, not parameters.
+        data_gradient: the backward density writes gradients of the data too, after its other inputs' order. Without,
+            they come from the reference.
     """
 
     def __init__(
-        self, name: str, tensors: str, *, terms: Callable, support: tuple[str, Callable], params: tuple[str, ...] = ()
+        self,
+        name: str,
+        tensors: str,
+        *,
+        terms: Callable,
+        support: tuple[str, Callable],
+        params: tuple[str, ...] = (),
+        data: str = "x",
+        data_gradient: bool = True,
     ):
         self.name, self.names, self.terms, self.support = name, tensors.split(), terms, support
         self.count = len(self.names)
+        self.is_data = [n in data.split() for n in self.names]
+        self.in_density = [data_gradient or not is_data for is_data in self.is_data]
         arguments = ", ".join(f"Tensor {n}" for n in self.names)
         constants = "".join(f", float {p}" for p in params)
         self.forward = define(
@@ -95,8 +110,16 @@ class Likelihood:
     def _fused_backward(self, walk, grad_nll, *args):
         tensors, (weight, batch_ndim, *params, wanted) = args[: self.count], args[self.count :]
         grads = tuple([empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)])
-        walk(f"{self.name}_backward", batch_ndim, tensors, (grad_nll,), grads, (), None, tuple(params), weight)
-        return tuple([t.new_empty(0) if g is None else g for t, g in zip(tensors, grads, strict=True)])
+        outputs = tuple(itertools.compress(grads, self.in_density))
+        walk(f"{self.name}_backward", batch_ndim, tensors, (grad_nll,), outputs, (), None, tuple(params), weight)
+        grads = tuple([t.new_empty(0) if g is None else g for t, g in zip(tensors, grads, strict=True)])
+        rest = [want and not written for want, written in zip(wanted, self.in_density, strict=True)]
+        if any(rest):
+            with torch.no_grad():
+                exact = self._reference_backward(grad_nll, *args[:-1], rest)
+            for i in itertools.compress(range(self.count), rest):
+                grads[i].copy_(exact[i])
+        return grads
 
     def _function(self) -> type[torch.autograd.Function]:
         likelihood = self
@@ -121,26 +144,27 @@ class Likelihood:
 
     def __call__(self, *tensors, weight, batch_ndim: int, params: tuple[float, ...] = (), validate: bool = False):
         """Check the arguments and apply the Function: -log p per sample [*batch]."""
-        *parameters, x = tensors
-        for name, tensor in zip(self.names, parameters, strict=False):
-            _checks.floating(name, tensor)
-        _checks.data("x", x)
+        for name, tensor, is_data in zip(self.names, tensors, self.is_data, strict=True):
+            (_checks.data if is_data else _checks.floating)(name, tensor)
         named = list(zip(self.names, tensors, strict=True))
         if weight is not None:
             _checks.data("weight", weight)
             named.append(("weight", weight))
-        first = parameters[0]
+        first = tensors[0]
         for name, tensor in named:
             if tensor.device != first.device:
                 raise ValueError(f"{name} must be on {self.names[0]}'s device {first.device}, got {tensor.device}")
         if any(tensor.shape != first.shape for _, tensor in named):
             tensors, weight = self._broadcast(named, weight)
+        parameters = itertools.compress(tensors, map(operator.not_, self.is_data))
         if len({compute_dtype(p.dtype) for p in parameters}) > 1:  # half types and float32 are read side by side
-            tensors = (*[t.to(torch.float64) for t in tensors[:-1]], tensors[-1])
+            tensors = [t if data else t.double() for t, data in zip(tensors, self.is_data, strict=True)]
         _checks.batch_ndim(batch_ndim, tensors[0].ndim)
         if validate:
             words, holds = self.support
-            if not bool(holds(x).all()):
+            data = list(itertools.compress(tensors, self.is_data))
+            if not bool(holds(*data).all()):
+                x = data[0]
                 raise ValueError(f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})")
         if transformed():
             return self._reference_forward(*tensors, weight, batch_ndim, *params)
