@@ -162,7 +162,8 @@ struct BinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (logits, x, tota
     auto below = delta <= S(0);
     T A = select(below, X, Y), B = select(below, Y, X), a = select(below, x, y);
 
-    auto none = x == splat<T>(0), edge = none | (y == splat<T>(0));
+    auto none = x == splat<T>(0);
+    auto edge = none | (y == splat<T>(0));
     T towards = select(none, logits, -logits);
     Exp<T> e = exp_parts(-absolute(select(edge, logits, delta)));
     T u = select(edge, e.exp, A * e.expm1 * t), ratio = select(edge, e.exp + S(1), (B + A * e.exp) * t);
@@ -230,7 +231,8 @@ struct BetaBinomialNLLForward : Density<4, 0, 0, 1, false, 0> {  // (logits, x, 
     nll += stirling(B * inverse_shapes) + stirling(A * inverse_shapes) - stirling(t_sum);
     nll += stirling(S(1) / M) - stirling(t_alpha) - stirling(t_beta);
 
-    auto take_alpha = (x > S(0)) & (alpha < S(1)), take_beta = (y > S(0)) & (beta < S(1)), take_c = c < S(1);
+    auto take_alpha = (x > S(0)) & (alpha < S(1)), take_beta = (y > S(0)) & (beta < S(1));
+    auto take_c = c < S(1);
     T factor = (total + S(1)) * ((c + S(1)) / (total + c + S(1)));
     factor *= select(take_c, one, c) / (total + c);
     factor *= select(x == zero, one, (x + alpha) / select(take_alpha, one, alpha));
