@@ -23,6 +23,7 @@
   X("kl_normal_backward", KLNormalBackward)                                                  \
   X("bernoulli_nll_forward", BernoulliNLLForward)                                            \
   X("bernoulli_nll_backward", BernoulliNLLBackward)                                          \
+  X("bernoulli_nll_with_gradient", BernoulliNLLWithGradient)                                 \
   X("gaussian_nll_forward", GaussianNLLForward)                                              \
   X("gaussian_nll_backward", GaussianNLLBackward)                                            \
   X("squared_error_forward", SquaredErrorForward)                                            \
