@@ -3,8 +3,10 @@
 #include "density/bernoulli.h"
 #include "density/continuous_bernoulli.h"
 #include "density/counts.h"
+#include "density/elbo.h"
 #include "density/functions.h"
 #include "density/gaussian.h"
+#include "density/iwae.h"
 #include "density/laplace.h"
 #include "density/logistic.h"
 
@@ -21,6 +23,10 @@
   X("kl_standard_normal_backward", KLStandardNormalBackward)                                 \
   X("kl_normal_forward", KLNormalForward)                                                    \
   X("kl_normal_backward", KLNormalBackward)                                                  \
+  X("kl_by_dimension_forward", KLByDimensionForward)                                         \
+  X("kl_by_dimension_backward", KLByDimensionBackward)                                       \
+  X("rsample_log_ratio_forward", RsampleLogRatioForward)                                     \
+  X("rsample_log_ratio_backward", RsampleLogRatioBackward)                                   \
   X("bernoulli_nll_forward", BernoulliNLLForward)                                            \
   X("bernoulli_nll_backward", BernoulliNLLBackward)                                          \
   X("bernoulli_nll_with_gradient", BernoulliNLLWithGradient)                                 \
