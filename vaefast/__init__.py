@@ -33,6 +33,7 @@ from vaefast.ops import (
     standard_normal,
     zero_inflated_negative_binomial_nll,
 )
+from vaefast.patch import patch  # as for info
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ __all__ = [
     "miwae_bound",
     "negative_binomial_nll",
     "optimal_sigma_nll",
+    "patch",
     "piwae_bounds",
     "poisson_nll",
     "rsample",

@@ -9,6 +9,7 @@
 #include "density/iwae.h"
 #include "density/laplace.h"
 #include "density/logistic.h"
+#include "density/normal.h"
 
 #define VAEFAST_DENSITIES(X)                                                                 \
   X("exponentials", Exponentials)                                                            \
@@ -27,6 +28,10 @@
   X("kl_by_dimension_backward", KLByDimensionBackward)                                       \
   X("rsample_log_ratio_forward", RsampleLogRatioForward)                                     \
   X("rsample_log_ratio_backward", RsampleLogRatioBackward)                                   \
+  X("normal_rsample_forward", NormalRsampleForward)                                          \
+  X("normal_rsample_backward", NormalRsampleBackward)                                        \
+  X("normal_kl_forward", NormalKLForward)                                                    \
+  X("normal_kl_backward", NormalKLBackward)                                                  \
   X("bernoulli_nll_forward", BernoulliNLLForward)                                            \
   X("bernoulli_nll_backward", BernoulliNLLBackward)                                          \
   X("bernoulli_nll_with_gradient", BernoulliNLLWithGradient)                                 \
