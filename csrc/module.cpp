@@ -156,7 +156,7 @@ struct Call {
     if (argument == Py_None) return;
     bool half = PyTuple_Check(argument);
     PyObject* tensor = half ? PyTuple_GET_ITEM(argument, 0) : argument;
-    *to = {nullptr, dtype(tensor), walk.cols, walk.cols, 0, 1};
+    *to = {nullptr, dtype(tensor), {kAll, 0, walk.cols}, {walk.cols, 0, 1}};
     int64_t offset = 0;
     if (!is_contiguous(tensor)) {
       tensor = strided(argument, to);
@@ -165,9 +165,9 @@ struct Call {
       py::object shape = owned(PyObject_GetAttr(tensor, torch_.shape));
       int64_t segment = product(shape.ptr(), dim, PyTuple_GET_SIZE(shape.ptr())) / 2;
       offset = which * segment * kSizes[static_cast<int>(to->dtype)];
-      to->row_stride = 2 * walk.cols;
-      to->segment = segment;
-      to->segment_stride = 2 * segment;
+      to->row.stride = 2 * walk.cols;
+      to->col.segment = segment;
+      to->col.segment_stride = 2 * segment;
     }
     to->data = static_cast<char*>(pointer(tensor)) + offset;
   }
@@ -176,10 +176,10 @@ struct Call {
   PyObject* strided(PyObject* argument, Elements* to) {
     keep.push_back(py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(argument), batch_ndim, walk.cols));
     PyObject* layout = PyTuple_GET_ITEM(keep.back().ptr(), 1);
-    to->row_stride = integer(PyTuple_GET_ITEM(layout, 0));
-    to->segment = integer(PyTuple_GET_ITEM(layout, 1));
-    to->segment_stride = integer(PyTuple_GET_ITEM(layout, 2));
-    to->stride = integer(PyTuple_GET_ITEM(layout, 3));
+    int64_t level[6];
+    for (int i = 0; i < 6; ++i) level[i] = integer(PyTuple_GET_ITEM(layout, i));
+    to->row = {level[4], level[5], level[0]};
+    to->col = {level[1], level[2], level[3]};
     return PyTuple_GET_ITEM(keep.back().ptr(), 0);
   }
 

@@ -8,11 +8,16 @@ namespace vaefast {
 enum class DType : int { float32, float64, float16, bfloat16, uint8, int32, int64, boolean };  // integers: inputs only
 constexpr int kDTypes = 8;
 
-// Element (row, col) lies at row * row_stride + (col / segment) * segment_stride + (col % segment) * stride.
+// Where the rows, or the cols of a row, lie: (i / segment) * segment_stride + (i % segment) * stride.
+struct Axis {
+  int64_t segment, segment_stride, stride;
+};
+constexpr int64_t kAll = int64_t{1} << 62;  // a segment that nothing lies beyond
+
 struct Elements {
   void* data;  // null: an output that nobody asked for
   DType dtype;
-  int64_t row_stride, segment, segment_stride, stride;
+  Axis row, col;
 };
 
 // One number per row, in the compute type.

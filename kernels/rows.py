@@ -201,7 +201,7 @@ def _operand(tensor: torch.Tensor, batch_ndim: int, cols: int, vector: int) -> t
     (pointer, row stride, stride)                                      one stride along the event, as in a transpose
     (pointer, row stride, segment, segment stride, stride)             two, as in channels-last
     """
-    tensor, layout = readable(tensor, batch_ndim, cols)
+    tensor, layout = readable(tensor, batch_ndim, cols, row_levels=1)
     if layout.segment == cols and layout.stride == 0 and cols > 1:
         return tensor, layout.row_stride, None
     if cols == 1 or (layout.segment == cols and layout.stride == 1):
@@ -210,11 +210,11 @@ def _operand(tensor: torch.Tensor, batch_ndim: int, cols: int, vector: int) -> t
         return tensor, layout.row_stride, 1
     if layout.segment == cols:
         return tensor, layout.row_stride, layout.stride
-    return tensor, *layout
+    return tensor, *layout[:4]
 
 
 def _row_operand(tensor: torch.Tensor, batch_ndim: int) -> tuple[torch.Tensor, int]:
-    tensor, layout = readable(tensor, batch_ndim, 1)
+    tensor, layout = readable(tensor, batch_ndim, 1, row_levels=1)
     return tensor, layout.row_stride
 
 

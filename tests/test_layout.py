@@ -20,7 +20,9 @@ from vaefast.reference.noise import standard_normal
 
 def _element(layout: Layout, row: int, col: int) -> int:
     outer, inner = divmod(col, layout.segment)
-    return row * layout.row_stride + outer * layout.segment_stride + inner * layout.stride
+    group, member = divmod(row, layout.row_segment)
+    base = group * layout.row_segment_stride + member * layout.row_stride
+    return base + outer * layout.segment_stride + inner * layout.stride
 
 
 @given(data=st.data())
@@ -57,6 +59,9 @@ def _latent(*shape):
         (_latent(5, 12)[::2, ::3], 1, Layout(24, 4, 0, 3)),
         (_latent(2, 3, 4)[:, :, ::2], 2, Layout(4, 2, 0, 2)),
         (_latent(7, 2)[:, 0], 1, Layout(2, 1, 0, 0)),
+        (_latent(5, 1, 12).expand(5, 3, 12), 2, Layout(0, 12, 0, 1, 3, 12)),
+        (_latent(5, 12).expand(3, 5, 12), 2, Layout(12, 12, 0, 1, 5, 0)),
+        (_latent(5, 1, 24).expand(5, 3, 24).chunk(2, 2)[1], 2, Layout(0, 12, 0, 1, 3, 24)),
     ],
 )
 def test_layouts_of_vaes_are_read_in_place(tensor, batch_ndim, layout):
@@ -67,12 +72,20 @@ def test_layouts_of_vaes_are_read_in_place(tensor, batch_ndim, layout):
     assert [_element(found, *cell) for cell in cells] == [_element(layout, *cell) for cell in cells]
 
 
-def test_only_what_three_levels_cannot_name_is_copied():
-    tensor = torch.arange(120.0).view(2, 3, 4, 5).permute(0, 3, 2, 1)[:, ::2]
-    read, layout = readable(tensor, 1, 36)
+@pytest.mark.parametrize(
+    ("tensor", "batch_ndim", "row_levels"),
+    [
+        (torch.arange(120.0).view(2, 3, 4, 5).permute(0, 3, 2, 1)[:, ::2], 1, 2),
+        (torch.arange(120.0).view(2, 3, 4, 5).permute(2, 1, 0, 3), 3, 2),
+        (torch.arange(60.0).view(5, 1, 12).expand(5, 3, 12), 2, 1),
+    ],
+)
+def test_only_what_the_levels_cannot_name_is_copied(tensor, batch_ndim, row_levels):
+    _, cols = rows_and_cols(tensor, batch_ndim)
+    read, layout = readable(tensor, batch_ndim, cols, row_levels)
     assert read is not tensor
     assert torch.equal(read, tensor)
-    assert layout == Layout(36, 36, 0, 1)
+    assert layout == Layout(cols, cols, 0, 1)
 
 
 def test_sizes_past_2_31():
@@ -95,20 +108,26 @@ def sparse(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("levels", ["row", "segment", "element"])
+@pytest.mark.parametrize("levels", ["row", "row segment", "segment", "element"])
 def test_memory_past_2_31_elements(backend, sparse, levels):
     """Rows, segments and elements that lie 2^31 elements apart are read from where they are."""
     if backend.device != "cpu":
         pytest.skip("a sparse file is the CPU's memory")
     gap, size = 2**31 + 3, 10
-    strides = {"row": ((3, 5), (gap, 1)), "segment": ((1, 3, 5), (1, gap, 1)), "element": ((2, 3), (7, gap))}
+    strides = {
+        "row": ((3, 5), (gap, 1)),
+        "row segment": ((3, 2, 5), (gap, 7, 1)),
+        "segment": ((1, 3, 5), (1, gap, 1)),
+        "element": ((2, 3), (7, gap)),
+    }
     shape, stride = strides[levels]
     base = sparse(3 * gap + size, torch.float16)
     far = base.as_strided(shape, stride)
     near = torch.randn(shape).half()
     far.copy_(near)
     far.requires_grad_(), near.requires_grad_()
-    results = [vaefast.rsample_kl(t, t, seed=1) for t in (far, near)]
+    batch_ndim = 2 if levels == "row segment" else 1
+    results = [vaefast.rsample_kl(t, t, seed=1, batch_ndim=batch_ndim) for t in (far, near)]
     results = [r + gradients(r, [t], cotangents(r)) for r, t in zip(results, (far, near), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -8,18 +8,24 @@ from typing import NamedTuple
 
 import torch
 
+_ALL_ROWS = 2**62  # a segment of the rows that no row lies beyond
+
 
 class Layout(NamedTuple):
-    """Element (row, col) lies at `row * row_stride + (col // segment) * segment_stride + (col % segment) * stride`.
+    """Element (row, col) lies at `(col // segment) * segment_stride + (col % segment) * stride` from its row, and the
+    row at `(row // row_segment) * row_segment_stride + (row % row_segment) * row_stride`.
 
-    Three levels name every layout that VAEs produce: contiguous, either half of a `chunk`, a transposed matrix,
-    channels-last, and expanded (stride 0). What they cannot name is copied.
+    Two levels on either side name every layout that VAEs produce: contiguous, either half of a `chunk`, a transposed
+    matrix, channels-last, expanded (stride 0), and data [B, 1, N] that stands for K samples [B, K, N]. What they cannot
+    name is copied.
     """
 
     row_stride: int
     segment: int
     segment_stride: int
     stride: int
+    row_segment: int = _ALL_ROWS
+    row_segment_stride: int = 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -37,13 +43,14 @@ def _merge(shape: tuple[int, ...], strides: tuple[int, ...], batch_ndim: int) ->
 
     dims = list(zip(shape, strides, strict=True))
     batch, event = merged(dims[:batch_ndim]), merged(dims[batch_ndim:])
-    if len(batch) > 1 or len(event) > 2:
+    if len(batch) > 2 or len(event) > 2:
         return None
-    row_stride = batch[0][1] if batch else 0
+    row_stride = batch[-1][1] if batch else 0
+    rows = (batch[1][0], batch[0][1]) if len(batch) == 2 else ()
     if not event:
-        return Layout(row_stride, 1, 0, 0)
+        return Layout(row_stride, 1, 0, 0, *rows)
     segment, stride = event[-1]
-    return Layout(row_stride, segment, event[0][1] if len(event) == 2 else 0, stride)
+    return Layout(row_stride, segment, event[0][1] if len(event) == 2 else 0, stride, *rows)
 
 
 def contiguous(cols: int) -> Layout:
@@ -65,13 +72,16 @@ def view(argument: Argument) -> torch.Tensor:
     return argument
 
 
-def readable(argument: Argument, batch_ndim: int, cols: int) -> tuple[torch.Tensor, Layout]:
-    """An argument of a walk as a tensor, copied only where its strides need more than three levels, and its layout."""
+def readable(argument: Argument, batch_ndim: int, cols: int, row_levels: int = 2) -> tuple[torch.Tensor, Layout]:
+    """An argument of a walk as a tensor, copied only where its strides need more levels, and its layout.
+
+    row_levels: 1 for a walk that knows `row_stride` alone.
+    """
     tensor = view(argument)
     if tensor.is_contiguous():
         return tensor, contiguous(cols)
     layout = _merge(tuple(tensor.shape), tensor.stride(), batch_ndim)
-    if layout is None:
+    if layout is None or (row_levels == 1 and layout.row_segment != _ALL_ROWS):
         return tensor.contiguous(), contiguous(cols)
     return tensor, layout
 

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
+from torch.distributions import Independent
 
+from vaefast import ops
 from vaefast.nn.latent import halves
+from vaefast.nn.likelihoods import TABLE, Row
 from vaefast.ops import draw_seed, kl_normal, kl_standard_normal, rsample
+
+
+class _Lazy:
+    """functools.cached_property, whose lock Dynamo cannot trace (it is gone with Python 3.12)."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, instance, owner=None):
+        if instance is None:
+            return self
+        value = self.function(instance)
+        setattr(instance, self.name, value)
+        return value
 
 
 class DiagonalGaussian:
@@ -41,15 +60,15 @@ class DiagonalGaussian:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.mean.shape)}, deterministic={self.deterministic})"
 
-    @cached_property
+    @_Lazy
     def logvar(self) -> torch.Tensor:
         return self._logvar.clamp(*self.logvar_bounds)
 
-    @cached_property
+    @_Lazy
     def std(self) -> torch.Tensor:
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
 
-    @cached_property
+    @_Lazy
     def var(self) -> torch.Tensor:
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
 
@@ -112,3 +131,40 @@ class DiagonalGaussian:
         mean, logvar = self.mean.to(dtype), self.logvar.to(dtype)
         scaled = (value.to(dtype) - mean) * torch.exp(-0.5 * logvar)
         return 0.5 * (math.log(2 * math.pi) + logvar + scaled * scaled)
+
+
+class Fused(Independent):
+    """torch's own distribution, over whose event one op sums log_prob: what Independent(base, event_ndim) is.
+
+    Args:
+        parameters: those of the class's row in `vaefast.nn.likelihoods.TABLE`, which broadcast.
+        event_ndim: how many trailing dimensions are the event; by default all but the first.
+
+    log_prob(value) is differentiable in the parameters and the value: [*n, *batch] for value [*n, *batch, *event], in
+    float32 (float64 for float64). Everything else, samples, mean, entropy, is torch's.
+    """
+
+    row: Row
+
+    def __init__(self, *parameters: torch.Tensor, event_ndim: int | None = None, validate_args: bool | None = None):
+        base = self.row.base(*parameters)
+        super().__init__(base, max(len(base.batch_shape) - 1, 0) if event_ndim is None else event_ndim, validate_args)
+        self.parameters = parameters
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        batch_ndim = max(value.ndim, len(self.base_dist.batch_shape)) - self.reinterpreted_batch_ndims
+        first, *others = self.parameters
+        return -getattr(ops, self.row.function)(first, value, *others, batch_ndim=batch_ndim)
+
+
+def _distribution(row: Row) -> type[Fused]:
+    parameters = ", ".join(row.parameters.split())
+    doc = f"`torch.distributions`' own of ({parameters}), with log_prob by `vaefast.{row.function}`; see Fused."
+    return type(row.name, (Fused,), {"row": row, "__doc__": doc, "__module__": __name__})
+
+
+globals().update({row.name: _distribution(row) for row in TABLE if row.base is not None})
+
+__all__ = ["DiagonalGaussian", "Fused", *[row.name for row in TABLE if row.base is not None]]

@@ -23,26 +23,32 @@ struct Tile {
   int size() const { return rows * cols; }
 };
 
+int64_t offset(const Axis& axis, int64_t i) {
+  return i / axis.segment * axis.segment_stride + i % axis.segment * axis.stride;
+}
+
 // Visit a tensor's runs of equal stride within the tile: f(offset in the tensor, offset in the tile, length).
 template <class F>
 VF_FN void for_each_run(const Elements& e, const Tile& tile, F f) {
   int at = 0;
   for (int r = 0; r < tile.rows; ++r) {
-    int64_t base = (tile.row + r) * e.row_stride;
+    int64_t base = offset(e.row, tile.row + r);
     for (int64_t col = tile.col, end = tile.col + tile.cols; col < end;) {
-      int64_t segment = col / e.segment, within = col - segment * e.segment;
-      int64_t left = e.segment - within;
+      int64_t segment = col / e.col.segment, within = col - segment * e.col.segment;
+      int64_t left = e.col.segment - within;
       int length = static_cast<int>(left < end - col ? left : end - col);
-      f(base + segment * e.segment_stride + within * e.stride, at, length);
+      f(base + segment * e.col.segment_stride + within * e.col.stride, at, length);
       at += length;
       col += length;
     }
   }
 }
 
+bool one_run(const Axis& axis, int64_t from, int64_t count) { return from % axis.segment + count <= axis.segment; }
+
 bool lies_flat(const Elements& e, const Tile& tile) {
-  bool one_run = e.stride == 1 && tile.col % e.segment + tile.cols <= e.segment;
-  return one_run && (tile.rows == 1 || e.row_stride == tile.cols);
+  if (e.col.stride != 1 || !one_run(e.col, tile.col, tile.cols)) return false;
+  return tile.rows == 1 || (e.row.stride == tile.cols && one_run(e.row, tile.row, tile.rows));
 }
 
 template <class S, class C>
@@ -50,12 +56,12 @@ void gather(const Elements& e, const Tile& tile, C* to) {
   auto data = static_cast<const S*>(e.data);
   for_each_run(e, tile, [&](int64_t from, int at, int length) {
     const S* source = data + from;
-    if (e.stride == 1)
+    if (e.col.stride == 1)
       for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i]));
     else if (e.stride == 0)
       for (C value = static_cast<C>(widen(*source)); length--;) to[at++] = value;
     else
-      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * e.stride]));
+      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * e.col.stride]));
   });
 }
 
@@ -66,7 +72,7 @@ template <class S, class C>
 void scatter(const Elements& e, const Tile& tile, const C* from) {
   auto data = static_cast<S*>(e.data);
   for_each_run(e, tile, [&](int64_t to, int at, int length) {
-    for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(from[at + i]), data[to + i * e.stride]);
+    for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(from[at + i]), data[to + i * e.col.stride]);
   });
 }
 
@@ -77,8 +83,7 @@ constexpr DType kNative = sizeof(C) == 4 ? DType::float32 : DType::float64;
 template <class C>
 C* place(const Elements& e, const Tile& tile, C* buffer) {
   if (e.data == nullptr || e.dtype != kNative<C> || !lies_flat(e, tile)) return buffer;
-  return static_cast<C*>(e.data) + tile.row * e.row_stride + tile.col / e.segment * e.segment_stride +
-         tile.col % e.segment;
+  return static_cast<C*>(e.data) + offset(e.row, tile.row) + offset(e.col, tile.col);
 }
 
 template <class C>

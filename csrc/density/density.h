@@ -22,5 +22,15 @@ struct Density {
   VF_FN void operator()([[maybe_unused]] const T* in, [[maybe_unused]] const T* row, [[maybe_unused]] T eps, \
                         [[maybe_unused]] const Scalar<T>* p, [[maybe_unused]] T* out, [[maybe_unused]] T* sum) const
 
+// Terms and their gradients in one pass: the compiler shares what the two densities have in common.
+template <class Forward, class Backward>
+struct WithGradient
+    : Density<Forward::inputs, Backward::row_inputs, Backward::outputs, Forward::row_outputs, false, Forward::params> {
+  VAEFAST_MAP {
+    Forward()(in, row, eps, p, out, sum);
+    Backward()(in, row, eps, p, out, sum);
+  }
+};
+
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

@@ -3,10 +3,13 @@
 #include "density/bernoulli.h"
 #include "density/continuous_bernoulli.h"
 #include "density/counts.h"
+#include "density/elbo.h"
 #include "density/functions.h"
 #include "density/gaussian.h"
+#include "density/iwae.h"
 #include "density/laplace.h"
 #include "density/logistic.h"
+#include "density/normal.h"
 
 #define VAEFAST_DENSITIES(X)                                                                 \
   X("exponentials", Exponentials)                                                            \
@@ -21,8 +24,17 @@
   X("kl_standard_normal_backward", KLStandardNormalBackward)                                 \
   X("kl_normal_forward", KLNormalForward)                                                    \
   X("kl_normal_backward", KLNormalBackward)                                                  \
+  X("kl_by_dimension_forward", KLByDimensionForward)                                         \
+  X("kl_by_dimension_backward", KLByDimensionBackward)                                       \
+  X("rsample_log_ratio_forward", RsampleLogRatioForward)                                     \
+  X("rsample_log_ratio_backward", RsampleLogRatioBackward)                                   \
+  X("normal_rsample_forward", NormalRsampleForward)                                          \
+  X("normal_rsample_backward", NormalRsampleBackward)                                        \
+  X("normal_kl_forward", NormalKLForward)                                                    \
+  X("normal_kl_backward", NormalKLBackward)                                                  \
   X("bernoulli_nll_forward", BernoulliNLLForward)                                            \
   X("bernoulli_nll_backward", BernoulliNLLBackward)                                          \
+  X("bernoulli_nll_with_gradient", BernoulliNLLWithGradient)                                 \
   X("gaussian_nll_forward", GaussianNLLForward)                                              \
   X("gaussian_nll_backward", GaussianNLLBackward)                                            \
   X("squared_error_forward", SquaredErrorForward)                                            \

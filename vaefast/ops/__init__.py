@@ -9,6 +9,7 @@ from vaefast.ops.counts import (
     poisson_nll,
     zero_inflated_negative_binomial_nll,
 )
+from vaefast.ops.elbo import ELBO, elbo_loss, kl_by_dimension
 from vaefast.ops.gaussian import (
     gaussian_nll,
     kl_normal,
@@ -18,27 +19,37 @@ from vaefast.ops.gaussian import (
     rsample_kl,
     rsample_kl_moments,
 )
+from vaefast.ops.iwae import PIWAE, ciwae_bound, iwae_bound, miwae_bound, piwae_bounds, rsample_log_ratio
 from vaefast.ops.laplace import laplace_nll
 from vaefast.ops.logistic import discretized_logistic_nll
 from vaefast.ops.noise import draw_seed, standard_normal
 
 __all__ = [
+    "ELBO",
+    "PIWAE",
     "bernoulli_nll",
     "beta_binomial_nll",
     "binomial_nll",
+    "ciwae_bound",
     "continuous_bernoulli_nll",
     "discretized_logistic_nll",
     "draw_seed",
+    "elbo_loss",
     "gaussian_nll",
+    "iwae_bound",
+    "kl_by_dimension",
     "kl_normal",
     "kl_standard_normal",
     "laplace_nll",
+    "miwae_bound",
     "negative_binomial_nll",
     "optimal_sigma_nll",
+    "piwae_bounds",
     "poisson_nll",
     "rsample",
     "rsample_kl",
     "rsample_kl_moments",
+    "rsample_log_ratio",
     "standard_normal",
     "zero_inflated_negative_binomial_nll",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from vaefast.ops import _checks
-from vaefast.ops._define import define, empty_like, empty_rows, transformed
+from vaefast.ops._define import define, empty_like, empty_rows, transformed, unobserved
 from vaefast.reference.gaussian import compute_dtype
 
 
@@ -44,6 +44,7 @@ class Likelihood:
         data: which of the tensors are data, not parameters.
         data_gradient: the backward density writes gradients of the data too, after its other inputs' order. Without,
             they come from the reference.
+        with_gradient: there is a third density, <name>_with_gradient, both in one pass (`expected_grad`).
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Likelihood:
         params: tuple[str, ...] = (),
         data: str = "x",
         data_gradient: bool = True,
+        with_gradient: bool = False,
     ):
         self.name, self.names, self.terms, self.support = name, tensors.split(), terms, support
         self.count = len(self.names)
@@ -73,6 +75,12 @@ class Likelihood:
             f" -> ({', '.join(['Tensor'] * self.count)})",  # where not wanted, a tensor of no elements
             reference=self._reference_backward,
             fused=self._fused_backward,
+        )
+        self.with_gradient = with_gradient and define(
+            f"{name}_with_gradient(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants},"
+            f" bool[] wanted) -> ({', '.join(['Tensor'] * (self.count + 1))})",
+            reference=self._reference_with_gradient,
+            fused=self._fused_with_gradient,
         )
         self.function = self._function()
 
@@ -101,17 +109,20 @@ class Likelihood:
             grads = iter(torch.autograd.grad(nll, inputs, grad_nll, create_graph=twice, materialize_grads=True))
             return tuple([next(grads) if want else t.new_empty(0) for t, want in zip(tensors, wanted, strict=True)])
 
+    def _reference_with_gradient(self, grad_nll, *args):
+        return self._reference_forward(*args[:-1]), *self._reference_backward(grad_nll, *args)
+
     def _fused_forward(self, walk, *args):
         tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
         nll = empty_rows(tensors[0], batch_ndim)
         walk(f"{self.name}_forward", batch_ndim, tensors, (), (), (nll,), None, tuple(params), weight)
         return nll
 
-    def _fused_backward(self, walk, grad_nll, *args):
+    def _fused_backward(self, walk, grad_nll, *args, density="backward", sums=()):
         tensors, (weight, batch_ndim, *params, wanted) = args[: self.count], args[self.count :]
         grads = tuple([empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)])
         outputs = tuple(itertools.compress(grads, self.in_density))
-        walk(f"{self.name}_backward", batch_ndim, tensors, (grad_nll,), outputs, (), None, tuple(params), weight)
+        walk(f"{self.name}_{density}", batch_ndim, tensors, (grad_nll,), outputs, sums, None, tuple(params), weight)
         grads = tuple([t.new_empty(0) if g is None else g for t, g in zip(tensors, grads, strict=True)])
         rest = [want and not written for want, written in zip(wanted, self.in_density, strict=True)]
         if any(rest):
@@ -119,31 +130,60 @@ class Likelihood:
                 exact = self._reference_backward(grad_nll, *args[:-1], rest)
             for i in itertools.compress(range(self.count), rest):
                 grads[i].copy_(exact[i])
-        return grads
+        return (*sums, *grads)
+
+    def _fused_with_gradient(self, walk, grad_nll, *args):
+        nll = empty_rows(args[0], args[self.count + 1])
+        return self._fused_backward(walk, grad_nll, *args, density="with_gradient", sums=(nll,))
 
     def _function(self) -> type[torch.autograd.Function]:
         likelihood = self
+        first = self.count + 1  # the first argument after the tensors and the weight
 
         class Function(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, *args):
-                ctx.save_for_backward(*args[: likelihood.count + 1])
-                ctx.constants = args[likelihood.count + 1 :]
-                return likelihood.forward(*args)
+            def forward(ctx, expected_grad, *args):
+                inputs, ctx.constants = args[:first], args[first:]
+                if expected_grad is None:
+                    ctx.save_for_backward(*inputs)
+                    return likelihood.forward(*args)
+                expected = empty_rows(args[0], ctx.constants[0]).fill_(expected_grad)
+                nll, *grads = likelihood.with_gradient(expected, *args, list(ctx.needs_input_grad[1:first]))
+                ctx.save_for_backward(*inputs, expected, *grads)
+                return nll
 
             @staticmethod
             def backward(ctx, grad_nll):
-                wanted = list(ctx.needs_input_grad[: likelihood.count])
+                wanted = list(ctx.needs_input_grad[1:first])
+                saved = ctx.saved_tensors
                 backward = likelihood.backward.for_grads(grad_nll)
-                grads = backward(grad_nll, *ctx.saved_tensors, *ctx.constants, wanted)
+                if len(saved) > first and backward is likelihood.backward and torch.equal(grad_nll, saved[first]):
+                    grads = saved[first + 1 :]
+                    ctx.maybe_clear_saved_tensors()  # unless retain_graph; a leaf then takes its gradient, uncopied
+                else:
+                    grads = backward(grad_nll, *saved[:first], *ctx.constants, wanted)
                 result = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
-                return *result, *[None] * (1 + len(ctx.constants))
+                return None, *result, *[None] * (1 + len(ctx.constants))
 
         Function.__name__ = Function.__qualname__ = self.name
         return Function
 
-    def __call__(self, *tensors, weight, batch_ndim: int, params: tuple[float, ...] = (), validate: bool = False):
-        """Check the arguments and apply the Function: -log p per sample [*batch]."""
+    def __call__(
+        self,
+        *tensors,
+        weight,
+        batch_ndim: int,
+        params: tuple[float, ...] = (),
+        validate: bool = False,
+        expected_grad: float | None = None,
+    ):
+        """Check the arguments and apply the Function: -log p per sample [*batch].
+
+        expected_grad: what the gradient per sample will be in the backward pass. The forward pass then writes the
+            gradients of the tensors, and the backward pass has nothing left to do. Where another gradient comes, the
+            usual backward runs. On a GPU, where looking at it would wait for the device, and under compile it is not
+            used.
+        """
         for name, tensor, is_data in zip(self.names, tensors, self.is_data, strict=True):
             (_checks.data if is_data else _checks.floating)(name, tensor)
         named = list(zip(self.names, tensors, strict=True))
@@ -168,7 +208,14 @@ class Likelihood:
                 raise ValueError(f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})")
         if transformed():
             return self._reference_forward(*tensors, weight, batch_ndim, *params)
-        return self.function.apply(*tensors, weight, batch_ndim, *params)
+        if expected_grad is not None and not self._writes_gradient(tensors):
+            expected_grad = None
+        return self.function.apply(expected_grad, *tensors, weight, batch_ndim, *params)
+
+    def _writes_gradient(self, tensors) -> bool:
+        eager_cpu = tensors[0].device.type == "cpu" and unobserved(tensors[0])
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return bool(self.with_gradient) and eager_cpu and wanted
 
     def _broadcast(self, named, weight):
         """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""

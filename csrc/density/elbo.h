@@ -1,0 +1,23 @@
+// KL by latent dimension. Formulas: vaefast/reference/elbo.py.
+#pragma once
+#include "density/gaussian.h"
+
+namespace vaefast {
+inline namespace VAEFAST_ISA {
+
+struct KLByDimensionForward : Density<2, 0, 1, 1, false, 2> {  // (mu, logvar) -> terms; kl
+  VAEFAST_MAP {
+    KLStandardNormalForward()(in, row, eps, p, out, sum);
+    out[0] = sum[0];
+  }
+};
+
+struct KLByDimensionBackward : Density<3, 1, 2, 0, false, 2> {  // (grad_terms, mu, logvar; grad_kl) -> grad_mu, grad_logvar
+  VAEFAST_MAP {
+    T grad = in[0] + row[0];
+    KLStandardNormalBackward()(in + 1, &grad, eps, p, out, sum);
+  }
+};
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,415 @@
+"""The whole loss, KL by dimension, and gradients that a likelihood writes in its forward pass."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+import vaefast
+from vaefast import nn
+from vaefast.ops._define import TABLE
+
+B, EVENT = 6, (3, 2, 2)
+
+
+@pytest.fixture
+def moments() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(B, *EVENT, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+
+
+@pytest.fixture
+def nll() -> torch.Tensor:
+    return torch.rand(B, generator=torch.Generator().manual_seed(1), dtype=torch.float64).mul(50).requires_grad_()
+
+
+def terms(mu, logvar):
+    return 0.5 * (mu**2 + logvar.exp() - 1 - logvar)
+
+
+def gradients(loss, *tensors):
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+
+
+# --- kl_by_dimension ---
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "chunk", "channels_last"])
+def test_kl_by_dimension(layout, per_channel, dtype, backend):
+    x = torch.randn(B, 6, 4, 2, generator=torch.Generator().manual_seed(2)).to(dtype)
+    x = {
+        "contiguous": x,
+        "transposed": x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        "chunk": x,
+        "channels_last": x.to(memory_format=torch.channels_last),
+    }[layout]
+    mu, logvar = x.chunk(2, 1) if layout == "chunk" else (x, x.flip(1))
+    mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
+    with vaefast.use_backend(backend):
+        kl, mean = vaefast.kl_by_dimension(mu, logvar, per_channel=per_channel)
+        weights = torch.randn(kl.shape, dtype=kl.dtype), torch.randn(mean.shape, dtype=kl.dtype)
+        grads = gradients((weights[0] * kl).sum() + (weights[1] * mean).sum(), mu, logvar)
+    wide = [t.detach().double().requires_grad_() for t in (mu, logvar)]
+    each = terms(*wide)
+    expected = each.sum((1, 2, 3)), each.mean(0).sum((1, 2)) if per_channel else each.mean(0)
+    plain = gradients(sum((w.double() * e).sum() for w, e in zip(weights, expected, strict=True)), *wide)
+    tolerance = {"rtol": 1e-12 if dtype == torch.float64 else 1e-5, "atol": 1e-12 if dtype == torch.float64 else 1e-5}
+    for ours, theirs in zip((kl, mean), expected, strict=True):
+        assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(ours.double(), theirs, **tolerance)
+    for ours, theirs in zip(grads, plain, strict=True):
+        torch.testing.assert_close(ours, theirs.to(dtype))
+
+
+def test_kl_by_dimension_gradcheck(moments):
+    assert torch.autograd.gradcheck(vaefast.kl_by_dimension, moments, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(vaefast.kl_by_dimension, moments)
+
+
+def test_kl_by_dimension_keeps_its_accuracy_near_the_prior():
+    mu, logvar = torch.zeros(4, 3), torch.full((4, 3), 1e-4)
+    kl, mean = vaefast.kl_by_dimension(mu, logvar)
+    torch.testing.assert_close(mean, torch.full((3,), 2.5000833e-9), rtol=1e-5, atol=0)
+    torch.testing.assert_close(kl, torch.full((4,), 3 * 2.5000833e-9), rtol=1e-5, atol=0)
+
+
+def test_kl_by_dimension_of_nothing():
+    kl, mean = vaefast.kl_by_dimension(torch.zeros(0, 3), torch.zeros(0, 3))
+    assert kl.shape == (0,)
+    assert mean.tolist() == [0, 0, 0]
+
+
+def test_opcheck(moments):
+    mu, logvar = (t.detach() for t in moments)
+    inf = float("inf")
+    grads = torch.ones(B).double(), torch.ones(EVENT).double()
+    torch.library.opcheck(TABLE["kl_by_dimension_forward"].call, (mu, logvar, False, -inf, inf))
+    torch.library.opcheck(TABLE["kl_by_dimension_backward"].call, (*grads, mu, logvar, False, -1.0, 1.0))
+    logits, x = mu.flatten(1), torch.rand(B, 12).double()
+    args = (torch.ones(B).double(), logits, x, None, 1, 1.0, [True, False])
+    torch.library.opcheck(TABLE["bernoulli_nll_with_gradient"].call, args)
+
+
+# --- elbo_loss ---
+
+
+@pytest.mark.parametrize("beta", [1.0, 4, torch.tensor(0.25), torch.linspace(0, 1, B)], ids=["1", "4", "[]", "[B]"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_loss_is_nll_and_beta_kl(moments, nll, beta, reduction):
+    result = vaefast.elbo_loss(nll, mu=moments[0], logvar=moments[1], beta=beta, reduction=reduction)
+    kl = terms(*moments).sum((1, 2, 3))
+    expected = nll + beta * kl
+    expected = expected if reduction == "none" else getattr(expected, reduction)()
+    torch.testing.assert_close(result.loss, expected)
+    assert result.nll is nll
+    torch.testing.assert_close(result.kl, kl)
+    torch.testing.assert_close(result.kl_per_dimension, terms(*moments).mean(0))
+    actual, plain = (gradients(loss.sum(), nll, *moments) for loss in (result.loss, expected))
+    torch.testing.assert_close(actual, plain)
+
+
+def test_given_kl_carries_the_gradient_and_the_moments_do_not(moments, nll):
+    kl = torch.rand(B).double().requires_grad_()
+    result = vaefast.elbo_loss(nll, kl, *moments, beta=3.0)
+    assert result.kl is kl
+    grads = gradients(result.loss, nll, kl, *moments)
+    torch.testing.assert_close(grads[0], torch.full((B,), 1 / B).double())
+    torch.testing.assert_close(grads[1], torch.full((B,), 3 / B).double())
+    assert not grads[2].any()
+    assert not grads[3].any()
+    alone = vaefast.elbo_loss(nll, kl, beta=3.0)
+    torch.testing.assert_close(alone.loss, result.loss)
+    assert alone.kl_per_dimension is None
+    assert alone.active_units is None
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_free_bits(moments, nll, per_channel, reduction):
+    """sum_j max(lambda, KL_j) of batch means: those below lambda have no gradient."""
+    by = terms(*moments).mean(0)
+    by = by.sum((1, 2)) if per_channel else by
+    free_bits = by.flatten().sort().values[1:3].mean().item()  # between two of them
+    result = vaefast.elbo_loss(
+        nll, None, *moments, beta=2.0, free_bits=free_bits, per_channel=per_channel, reduction=reduction
+    )
+    expected = nll.mean() + 2.0 * torch.where(by > free_bits, by, free_bits).sum()
+    expected = expected * B if reduction == "sum" else expected
+    torch.testing.assert_close(result.loss, expected)
+    torch.testing.assert_close(result.kl, terms(*moments).sum((1, 2, 3)))
+    actual, plain = (gradients(loss, nll, *moments) for loss in (result.loss, expected))
+    torch.testing.assert_close(actual, plain)
+    assert ((actual[1] == 0).flatten(1).sum(1) == 2 * (4 if per_channel else 1)).all()
+
+
+@pytest.mark.parametrize("capacity", [0.5, torch.tensor(1e3)])
+def test_capacity(moments, nll, capacity):
+    """beta |KL - C|: below the capacity the gradient raises KL."""
+    result = vaefast.elbo_loss(nll, mu=moments[0], logvar=moments[1], beta=100.0, capacity=capacity)
+    kl = terms(*moments).sum((1, 2, 3)).mean()
+    expected = nll.mean() + 100.0 * (kl - capacity).abs()
+    torch.testing.assert_close(result.loss, expected)
+    torch.testing.assert_close(gradients(result.loss, *moments), gradients(expected, *moments))
+
+
+def test_active_units_are_those_whose_mean_varies():
+    mu = torch.zeros(1000, 4)
+    mu[:, 0] = torch.randn(1000)
+    mu[:, 1] = 1e4 + 0.11 * torch.tensor([-1.0, 1.0]).repeat(500)  # a variance of 0.0121 far from 0
+    mu[:, 2] = 0.09 * torch.tensor([-1.0, 1.0]).repeat(500)
+    result = vaefast.elbo_loss(torch.zeros(1000), mu=mu, logvar=torch.zeros(1000, 4))
+    assert result.active_units.item() == 2
+    assert vaefast.elbo_loss(torch.zeros(1), mu=mu[:1], logvar=mu[:1]).active_units.item() == 0
+
+
+def test_half_precision_kl_does_not_overflow():
+    mu = torch.full((2, 3), 20.0, dtype=torch.float16).requires_grad_()
+    result = vaefast.elbo_loss(torch.zeros(2), mu=mu, logvar=mu, free_bits=0.1)
+    torch.testing.assert_close(result.loss, torch.tensor(1.5 * (400 + 4.85165195e8 - 21)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"nll": torch.zeros(2, 3)}, ValueError, r"nll must have one number per sample"),
+        ({"nll": torch.zeros(2, dtype=torch.int64)}, TypeError, "nll must be float32"),
+        ({"kl": torch.zeros(3)}, ValueError, r"kl must have nll's shape"),
+        ({"kl": None}, ValueError, "mu and logvar must be given without kl"),
+        ({"free_bits": 0.1}, ValueError, "mu and logvar must be given with free_bits"),
+        ({"mu": torch.zeros(2, 3)}, ValueError, "mu and logvar must be given together"),
+        ({"reduction": "batch"}, ValueError, "reduction must be 'mean', 'sum' or 'none'"),
+        ({"reduction": "none", "capacity": 1.0}, ValueError, "reduction must be 'mean' or 'sum' with"),
+    ],
+)
+def test_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        vaefast.elbo_loss(**{"nll": torch.zeros(2), "kl": torch.zeros(2), **arguments})
+
+
+# --- gradients written in the forward pass ---
+
+
+def _bernoulli(shape=(5, 70), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    return logits, torch.rand(shape, generator=generator).to(dtype)
+
+
+@pytest.fixture
+def backward_calls(monkeypatch) -> list:
+    """One entry for each time that Bernoulli's gradient is computed in a backward pass."""
+    calls = []
+    run = TABLE["bernoulli_nll_backward"].run
+    object.__setattr__(TABLE["bernoulli_nll_backward"], "run", lambda *args: calls.append(1) or run(*args))
+    yield calls
+    object.__setattr__(TABLE["bernoulli_nll_backward"], "run", run)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("data_too", [False, True])
+def test_expected_gradient_is_the_same_bits(dtype, weighted, data_too, backward_calls):
+    logits, x = _bernoulli(dtype=dtype)
+    x.requires_grad_(data_too)
+    weight = torch.rand(5, 70).gt(0.3) if weighted else None
+    wanted = [logits, x] if data_too else [logits]
+    runs = []
+    for hint in (None, 1 / 5):
+        nll = vaefast.bernoulli_nll(logits, x, weight=weight, expected_grad=hint)
+        runs.append((nll, *torch.autograd.grad(nll.mean(), wanted)))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert len(backward_calls) == 1
+
+
+@pytest.mark.parametrize("upstream", ["sum", "scaled", "rows", "zero", "nan"])
+def test_any_other_gradient_is_right_too(upstream, backward_calls):
+    logits, x = _bernoulli()
+    grad_nll = {
+        "sum": torch.ones(5),
+        "scaled": torch.full((5,), 65536 / 5),
+        "rows": torch.tensor([0.2, 0.2, 0.2, 0.2, 0.3]),
+        "zero": torch.zeros(5),
+        "nan": torch.full((5,), float("nan")),
+    }[upstream]
+    (plain,) = torch.autograd.grad(vaefast.bernoulli_nll(logits, x), logits, grad_nll)
+    (hinted,) = torch.autograd.grad(vaefast.bernoulli_nll(logits, x, expected_grad=0.2), logits, grad_nll)
+    torch.testing.assert_close(hinted, plain, rtol=0, atol=0, equal_nan=True)
+    assert len(backward_calls) == 2
+
+
+def test_retain_graph_and_accumulation(backward_calls):
+    logits, x = _bernoulli()
+    loss = vaefast.bernoulli_nll(logits, x, expected_grad=0.2).mean()
+    first = torch.autograd.grad(loss, logits, retain_graph=True)[0].clone()
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(logits.grad, 2 * first)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, logits)[0], 3 * first)
+    assert len(backward_calls) == 1
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_a_leaf_takes_the_written_gradient():
+    logits, x = _bernoulli()
+    pointers = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: pointers.append(t.data_ptr()) or t, lambda t: t):
+        loss = vaefast.bernoulli_nll(logits, x, expected_grad=0.2).mean()
+    loss.backward()
+    assert logits.grad.data_ptr() in pointers
+
+
+def test_nothing_is_written_without_need(monkeypatch):
+    called = []
+    run = TABLE["bernoulli_nll_with_gradient"].run
+    op = TABLE["bernoulli_nll_with_gradient"]
+    object.__setattr__(op, "run", lambda *args: called.append(1) or run(*args))
+    try:
+        logits, x = _bernoulli()
+        with torch.no_grad():
+            vaefast.bernoulli_nll(logits, x, expected_grad=0.2)
+        vaefast.bernoulli_nll(logits.detach(), x, expected_grad=0.2)
+        assert not called
+        vaefast.bernoulli_nll(logits, x, expected_grad=0.2)
+        assert called
+    finally:
+        object.__setattr__(op, "run", run)
+
+
+def test_expected_gradient_double_backward():
+    logits, x = _bernoulli((3, 4), torch.float64)
+
+    def function(logits):
+        return vaefast.bernoulli_nll(logits, x, expected_grad=1 / 3)
+
+    assert torch.autograd.gradcheck(function, [logits], check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, [logits])
+
+
+# --- modules ---
+
+
+def _vae(latent=3):
+    torch.manual_seed(0)
+    return torch.nn.Linear(8, 2 * latent), torch.nn.Linear(latent, 8)
+
+
+def _loss(encoder, decoder, objective, x, seed=5):
+    mu, logvar = encoder(x).chunk(2, 1)
+    z, kl = vaefast.rsample_kl(mu, logvar, seed=seed)
+    return objective(decoder(z), x, kl, mu, logvar)
+
+
+def _plain(encoder, decoder, x, beta, seed=5):
+    mu, logvar = encoder(x).chunk(2, 1)
+    z = mu + torch.exp(0.5 * logvar) * vaefast.standard_normal(mu.shape, seed=seed)
+    nll = torch.nn.functional.binary_cross_entropy_with_logits(decoder(z), x, reduction="none").sum(1)
+    return (nll + beta * terms(mu, logvar).sum(1)).mean()
+
+
+def test_module_is_the_plain_elbo(backward_calls):
+    encoder, decoder = _vae()
+    x = torch.rand(16, 8)
+    result = _loss(encoder, decoder, nn.ELBOLoss(nn.Bernoulli(), beta=2.0), x)
+    expected = _plain(encoder, decoder, x, 2.0)
+    torch.testing.assert_close(result.loss, expected)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    plain = gradients(expected, *parameters)
+    torch.testing.assert_close(gradients(result.loss, *parameters), plain)
+    summed = _loss(encoder, decoder, nn.ELBOLoss(nn.Bernoulli(), beta=2.0, reduction="sum"), x).loss
+    torch.testing.assert_close(gradients(summed, *parameters), tuple([16 * g for g in plain]))
+    assert not backward_calls  # mean and sum bring what the module expected
+
+
+@pytest.mark.parametrize("options", [{}, {"free_bits": 0.1}, {"capacity": 3.0}, {"reduction": "sum"}])
+def test_compiled_with_a_beta_that_changes(options, compiler):
+    encoder, decoder = _vae()
+    x, beta = torch.rand(16, 8), torch.tensor(0.0)
+    objective = nn.ELBOLoss(nn.Bernoulli(), beta=beta, **options)
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(1)
+        return torch._inductor.compile(graph, inputs)
+
+    compiled = torch.compile(lambda x: _loss(encoder, decoder, objective, x), fullgraph=True, backend=counting)
+    weights = [*encoder.parameters(), *decoder.parameters()]
+    for value in (0.0, 0.5, 1.0):
+        beta.fill_(value)
+        ours, eager = compiled(x), _loss(encoder, decoder, objective, x)
+        torch.testing.assert_close(tuple(ours), tuple(eager))
+        torch.testing.assert_close(gradients(ours.loss, *weights), gradients(eager.loss, *weights))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing(use_reentrant):
+    encoder, decoder = _vae()
+    x = torch.rand(16, 8).requires_grad_()
+    objective = nn.ELBOLoss(nn.Bernoulli(), free_bits=0.05)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+
+    def run(x):
+        return _loss(encoder, decoder, objective, x).loss
+
+    for loss in (checkpoint(run, x, use_reentrant=use_reentrant), run(x)):
+        loss.backward()
+    halves = [p.grad / 2 for p in parameters]
+    torch.testing.assert_close(tuple(halves), gradients(run(x), *parameters))
+
+
+def test_autocast():
+    encoder, decoder = _vae()
+    x = torch.rand(16, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = _loss(encoder, decoder, nn.ELBOLoss(nn.Bernoulli()), x)
+    assert result.loss.dtype == result.nll.dtype == result.kl_per_dimension.dtype == torch.float32
+    torch.testing.assert_close(result.loss, _plain(encoder, decoder, x, 1.0), rtol=2e-2, atol=0)
+    result.loss.backward()
+    assert all(p.grad.isfinite().all() for p in decoder.parameters())
+
+
+def test_per_sample_gradients_by_func():
+    _, decoder = _vae()
+    x = torch.rand(4, 8)
+    objective = nn.ELBOLoss(nn.Bernoulli(), beta=0.5)
+    weights = dict(decoder.named_parameters())
+    z = torch.randn(4, 3)
+
+    def loss(weights, z, x, kl):
+        return objective(functional_call(decoder, weights, z[None]), x[None], kl[None]).loss
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0, 0))(weights, z, x, torch.zeros(4))
+    for i in range(4):
+        one = grad(loss)(weights, z[i], x[i], torch.zeros(()))
+        for name in weights:
+            torch.testing.assert_close(each[name][i], one[name])
+
+
+def test_func_grad_of_free_bits(moments, nll):
+    def loss(mu, logvar):
+        return vaefast.elbo_loss(nll.detach(), mu=mu, logvar=logvar, free_bits=0.3).loss
+
+    tensors = [t.detach() for t in moments]
+    torch.testing.assert_close(grad(loss, (0, 1))(*tensors), gradients(loss(*moments), *moments))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_module_copies(clone):
+    objective = nn.ELBOLoss(nn.Bernoulli(), beta=0.5, free_bits=0.1, per_channel=True)
+    other = clone(objective)
+    assert repr(other) == repr(objective)
+    assert "beta=0.5, free_bits=0.1, per_channel=True" in repr(other)
+
+
+def test_module_refuses_a_reduced_likelihood():
+    with pytest.raises(ValueError, match="likelihood must have reduction 'none'"):
+        nn.ELBOLoss(nn.Bernoulli(reduction="mean"))

@@ -1,0 +1,138 @@
+"""Every row of the table of likelihoods, as a module and as a distribution."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import vaefast
+from vaefast import distributions, nn, ops
+from vaefast.nn.likelihoods import TABLE
+
+ROWS = {row.name: row for row in TABLE if hasattr(ops, row.function)}
+WITH_BASE = [name for name, row in ROWS.items() if row.base is not None]
+COUNTS = ("Poisson", "NegativeBinomial", "ZeroInflatedNegativeBinomial", "Binomial", "BetaBinomial")
+
+
+def parameters(name: str, shape=(6, 5)) -> tuple[torch.Tensor, ...]:
+    """What a decoder might say: of one shape, and positive where it is a mean of counts."""
+    generator = torch.Generator().manual_seed(len(name))
+    names = ROWS[name].parameters.split()
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in names]
+    positive = {"mu": torch.exp, "total": lambda v: 10 + 5 * v.abs().floor()} if name in COUNTS else {}
+    return tuple(positive.get(n, lambda v: v)(v) for n, v in zip(names, values, strict=True))
+
+
+def data(name: str, shape=(6, 5)) -> torch.Tensor:
+    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return (10 * uniform).floor() if name in COUNTS else uniform.round() if name == "Bernoulli" else uniform
+
+
+def elementwise(name):
+    if name in ("Categorical", "DiscretizedLogisticMixture"):
+        pytest.skip("its parameters hold several numbers for each element; tested by its own family")
+    return ROWS[name]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_module_is_the_function(name):
+    row = elementwise(name)
+    first, *others = parameters(name)
+    x = data(name)
+    expected = getattr(vaefast, row.function)(first, x, *others)
+    module = getattr(nn, name)()
+    given = (first, *others) if others else first
+    assert torch.equal(module(given, x), expected)
+    assert torch.equal(getattr(nn, name)(reduction="mean")(given, x), expected.mean())
+    assert torch.equal(getattr(nn, name)(reduction="sum")(given, x), expected.sum())
+    weight = torch.arange(5) > 1
+    part = getattr(vaefast, row.function)(first, x, *others, weight=weight, batch_ndim=2)
+    assert torch.equal(getattr(nn, name)(batch_ndim=2)(given, x, weight), part)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if len(row.parameters.split()) > 1])
+def test_fixed_parameters(name):
+    first, *others = parameters(name)
+    x = data(name)
+    names = ROWS[name].parameters.split()[1:]
+    every = getattr(nn, name)()
+    fixed = getattr(nn, name)(**dict(zip(names, others, strict=True)))
+    assert torch.equal(fixed(first, x), every((first, *others), x))
+    assert torch.equal(fixed.mean(first), every.mean((first, *others)))
+    if len(others) > 1:
+        last = getattr(nn, name)(**{names[-1]: others[-1]})
+        assert torch.equal(last((first, *others[:-1]), x), every((first, *others), x))
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_module_copies(name, clone):
+    module = getattr(nn, name)(reduction="sum", batch_ndim=2)
+    assert repr(clone(module)) == repr(module) == f"{name}(reduction='sum', batch_ndim=2)"
+    assert type(clone(module)) is type(module)
+
+
+@pytest.mark.parametrize("name", WITH_BASE)
+def test_distribution_is_torchs_own(name):
+    values, x = parameters(name), data(name).requires_grad_(name not in COUNTS)
+    values = tuple(v.requires_grad_() for v in values)
+    base = ROWS[name].base(*values)
+    ours = getattr(distributions, name)(*values, validate_args=False)
+    theirs = torch.distributions.Independent(base, 1, validate_args=False)
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x))
+    torch.testing.assert_close(ours.mean, theirs.mean)
+    wanted = [*values, x] if x.requires_grad else [*values]
+    actual, expected = (torch.autograd.grad(d.log_prob(x).sum(), wanted) for d in (ours, theirs))
+    torch.testing.assert_close(actual, expected)
+    draws = ours.sample((3,))
+    assert draws.shape == (3, 6, 5)
+    torch.testing.assert_close(ours.log_prob(draws), theirs.log_prob(draws))
+    each = getattr(distributions, name)(*values, event_ndim=0, validate_args=False)
+    torch.testing.assert_close(each.log_prob(x), base.log_prob(x))
+
+
+@pytest.mark.parametrize("name", WITH_BASE)
+def test_mean_is_the_distributions(name):
+    values = parameters(name)
+    module = getattr(nn, name)()
+    torch.testing.assert_close(module.mean(values if len(values) > 1 else values[0]), ROWS[name].base(*values).mean)
+
+
+def test_distribution_checks_its_sample():
+    with pytest.raises(ValueError, match="within the support"):
+        distributions.Bernoulli(torch.zeros(2, 3), validate_args=True).log_prob(torch.full((2, 3), 0.5))
+
+
+def test_distribution_of_one_element():
+    assert distributions.Bernoulli(torch.zeros(4)).log_prob(torch.ones(4)).shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: nn.Bernoulli(reduction="batchmean"), ValueError, "reduction must be one of 'none', 'mean', 'sum'"),
+        (lambda: nn.Bernoulli(sigma=1.0), TypeError, "Bernoulli takes no sigma; it may have weight, batch_ndim"),
+        (lambda: nn.Bernoulli()((torch.zeros(1), torch.zeros(1)), torch.zeros(1)), ValueError, r"must be \(logits\)"),
+        (lambda: nn.Bernoulli(validate=True)(torch.zeros(1, 2), torch.full((1, 2), 2.0)), ValueError, "x must be in"),
+    ],
+)
+def test_refuses(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_compiled_and_autocast(compiler):
+    module, logits, x = nn.Bernoulli(reduction="mean"), torch.randn(4, 6, requires_grad=True), torch.rand(4, 6)
+
+    def function(logits):
+        return module(torch.tanh(logits), x)
+
+    compiled = torch.compile(function, fullgraph=True)
+    torch.testing.assert_close(compiled(logits), function(logits))
+    (actual,), (expected,) = (torch.autograd.grad(f(logits), logits) for f in (compiled, function))
+    torch.testing.assert_close(actual, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(logits @ torch.eye(6), x).dtype == torch.float32

@@ -1,0 +1,66 @@
+"""The loss of a VAE as a module."""
+
+from __future__ import annotations
+
+import torch
+
+from vaefast.ops import ELBO, elbo_loss
+
+
+class ELBOLoss(torch.nn.Module):
+    """`vaefast.elbo_loss` of a likelihood: reconstruction and beta KL, reduced over the batch.
+
+    Args:
+        likelihood: a module of `vaefast.nn` with one value per sample.
+        beta, free_bits, per_channel, capacity, reduction, logvar_bounds: as for `elbo_loss`. For a schedule under
+            torch.compile let beta or capacity be a tensor and fill it in place: a new number is a new graph.
+
+    The likelihood is told which gradient its values will get, so that on CPUs it writes its own in the forward pass.
+    Another one, as from a GradScaler, gives the right result too.
+    """
+
+    def __init__(
+        self,
+        likelihood: torch.nn.Module,
+        *,
+        beta=1.0,
+        free_bits: float | None = None,
+        per_channel: bool = False,
+        capacity=None,
+        reduction: str = "mean",
+        logvar_bounds: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        if getattr(likelihood, "reduction", "none") != "none":
+            raise ValueError(f"likelihood must have reduction 'none', got {likelihood.reduction!r}")
+        self.likelihood = likelihood
+        self.beta, self.capacity = beta, capacity
+        self.free_bits, self.per_channel = free_bits, per_channel
+        self.reduction, self.logvar_bounds = reduction, logvar_bounds
+
+    def forward(self, parameters, x, kl=None, mu=None, logvar=None, *, weight=None) -> ELBO:
+        """
+        Args:
+            parameters, x, weight: of the likelihood.
+            kl, mu, logvar: as for `elbo_loss`.
+        """
+        # the gradient of a mean is 1 / B; of what is not reduced here, most likely a mean is taken too
+        expected = 1.0 if self.reduction == "sum" else 1.0 / max(len(x), 1)
+        nll = self.likelihood(parameters, x, weight, expected_grad=expected)
+        return elbo_loss(
+            nll,
+            kl,
+            mu,
+            logvar,
+            beta=self.beta,
+            free_bits=self.free_bits,
+            per_channel=self.per_channel,
+            capacity=self.capacity,
+            reduction=self.reduction,
+            logvar_bounds=self.logvar_bounds,
+        )
+
+    def extra_repr(self) -> str:
+        usual = {"beta": 1.0, "free_bits": None, "per_channel": False, "capacity": None, "reduction": "mean"}
+        parts = {name: getattr(self, name) for name in usual}
+        return ", ".join(f"{n}={v}" for n, v in parts.items() if isinstance(v, torch.Tensor) or v != usual[n])

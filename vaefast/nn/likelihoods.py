@@ -1,0 +1,153 @@
+"""Likelihoods as modules: what a decoder's output says about the data. One line of TABLE each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import distributions
+
+from vaefast import ops
+from vaefast.ops import _checks
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class Row(NamedTuple):
+    """name: of the class; function: of vaefast, called with (first parameter, x, other parameters); parameters: what
+    the decoder gives; mean: E[x | parameters]; base: torch's own distribution of one element, where there is one."""
+
+    name: str
+    function: str
+    parameters: str
+    mean: Callable | None = None
+    base: Callable | None = None
+
+
+def _first(parameter, *others):
+    return parameter
+
+
+def _successes(logits, total, *others):
+    return total * torch.sigmoid(logits)
+
+
+def _negative_binomial(mu, log_theta):
+    return distributions.NegativeBinomial(log_theta.exp(), logits=mu.log() - log_theta, validate_args=False)
+
+
+def _continuous_bernoulli(logits):
+    return distributions.ContinuousBernoulli(logits=logits)
+
+
+TABLE = (
+    Row("Bernoulli", "bernoulli_nll", "logits", torch.sigmoid, lambda p: distributions.Bernoulli(logits=p)),
+    Row(
+        "ContinuousBernoulli",
+        "continuous_bernoulli_nll",
+        "logits",
+        lambda logits: _continuous_bernoulli(logits).mean,
+        _continuous_bernoulli,
+    ),
+    Row("Gaussian", "gaussian_nll", "mu logvar", _first, lambda mu, v: distributions.Normal(mu, torch.exp(0.5 * v))),
+    Row("Laplace", "laplace_nll", "mu log_scale", _first, lambda mu, s: distributions.Laplace(mu, s.exp())),
+    Row("Categorical", "categorical_nll", "logits"),
+    Row("DiscretizedLogistic", "discretized_logistic_nll", "mu log_scale", _first),
+    Row("DiscretizedLogisticMixture", "discretized_logistic_mixture_nll", "params"),
+    Row("Poisson", "poisson_nll", "log_rate", torch.exp, lambda r: distributions.Poisson(r.exp(), validate_args=False)),
+    Row("NegativeBinomial", "negative_binomial_nll", "mu log_theta", _first, _negative_binomial),
+    Row(
+        "ZeroInflatedNegativeBinomial",
+        "zero_inflated_negative_binomial_nll",
+        "mu log_theta gate_logits",
+        lambda mu, log_theta, gate_logits: mu * torch.sigmoid(-gate_logits),
+    ),
+    Row("Binomial", "binomial_nll", "logits total", _successes, lambda p, n: distributions.Binomial(n, logits=p)),
+    Row("BetaBinomial", "beta_binomial_nll", "logits total log_concentration", _successes),
+)
+
+
+class Likelihood(torch.nn.Module):
+    """-log p(x | parameters), in nats; the formula is that of the function of the class's row.
+
+    Args:
+        reduction: "none" for a value per sample, "mean" or "sum" over the batch.
+        batch_ndim, validate: as for the function.
+        options: parameters that are fixed rather than decoded, such as `Gaussian(logvar=0.0)`, and what else the
+            function takes by name.
+
+    Shape: parameters: a tensor, or a tuple of those that are not fixed, in the row's order; x as for the function; the
+        result [*batch] or a scalar, in float32 (float64 for float64 parameters).
+    """
+
+    row: Row
+
+    def __init__(self, *, reduction: str = "none", batch_ndim: int = 1, validate: bool = False, **options):
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+        taken = inspect.signature(self.function).parameters
+        for name in options:
+            if name not in taken:
+                raise TypeError(f"{type(self).__name__} takes no {name}; it may have {', '.join([*taken][2:])}")
+        self.reduction, self.batch_ndim, self.validate = reduction, batch_ndim, validate
+        self.fixed = {name: value for name, value in options.items() if name in self.row.parameters.split()}
+        self.options = {name: value for name, value in options.items() if name not in self.fixed}
+        self._hints = "expected_grad" in taken
+
+    @property
+    def function(self) -> Callable:
+        return getattr(ops, self.row.function)
+
+    def forward(self, parameters, x, weight=None, *, expected_grad: float | None = None) -> torch.Tensor:
+        """-log p; `weight` and `expected_grad` (a hint, dropped where the function takes none) as for the function."""
+        first, *others = self._complete(parameters)
+        options = {"weight": weight, "batch_ndim": self.batch_ndim, "validate": self.validate, **self.options}
+        if self._hints:
+            options["expected_grad"] = expected_grad
+        nll = self.function(first, x, *others, **options)
+        return nll if self.reduction == "none" else getattr(nll, self.reduction)()
+
+    def mean(self, parameters) -> torch.Tensor:
+        """E[x | parameters], elementwise."""
+        if self.row.mean is None:
+            raise TypeError(f"{type(self).__name__} has no mean in closed form here")
+        return self.row.mean(*self._complete(parameters))
+
+    def _complete(self, parameters) -> list:
+        """The row's parameters in order, those that are given and those that are fixed."""
+        given = parameters if isinstance(parameters, (tuple, list)) else (parameters,)
+        names = self.row.parameters.split()
+        decoded = [n for n in names if n not in self.fixed]
+        if len(given) != len(decoded):
+            raise ValueError(f"parameters must be ({', '.join(decoded)}), got {len(given)} of them")
+        values = self.fixed | dict(zip(decoded, given, strict=True))
+        return [values[n] for n in names]
+
+    def extra_repr(self) -> str:
+        shown = {"reduction": self.reduction, "batch_ndim": self.batch_ndim, "validate": self.validate}
+        usual = {"reduction": "none", "batch_ndim": 1, "validate": False}
+        parts = {name: value for name, value in shown.items() if value != usual[name]} | self.fixed | self.options
+        return ", ".join(f"{name}={value!r}" for name, value in parts.items())
+
+
+def _module(row: Row) -> type[Likelihood]:
+    parameters = ", ".join(row.parameters.split())
+    doc = f"-log p(x | {parameters}): `vaefast.{row.function}` as a module; its arguments are Likelihood's."
+    return type(row.name, (Likelihood,), {"row": row, "__doc__": doc, "__module__": __name__})
+
+
+globals().update({row.name: _module(row) for row in TABLE})
+
+__all__ = ["Likelihood", *[row.name for row in TABLE]]
+
+
+def unit(x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Data as floating point: uint8 levels are divided by 255, other types are taken as they are.
+
+    Images stay uint8 (a quarter of the memory traffic) until somebody computes with them.
+    """
+    _checks.data("x", x)
+    return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
