@@ -1,4 +1,4 @@
-"""The Gaussian latent: values that mathematics gives, extremes, bounds, moments, and refusals."""
+"""The Gaussian latent and likelihood: values that mathematics gives, extremes, bounds, moments, and refusals."""
 
 from __future__ import annotations
 
@@ -406,3 +406,128 @@ def test_moments_errors(moments, options, error, message):
 def test_kl_normal_errors(tensors, error, message):
     with pytest.raises(error, match=message):
         vaefast.kl_normal(*tensors)
+
+
+# The likelihood
+
+
+def _likelihood(backend, x, logvar, dtype=torch.float32):
+    """nll of x under mean 0, and its gradients by mu and logvar."""
+    mu, x, logvar = (
+        torch.tensor([[v]], dtype=dtype, device=backend.device, requires_grad=True) for v in (0.0, x, logvar)
+    )
+    nll = vaefast.gaussian_nll(mu, x, logvar)
+    return nll.item(), *[g.item() for g in torch.autograd.grad(nll.sum(), (mu, logvar))]
+
+
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+@pytest.mark.parametrize(
+    ("x", "logvar", "nll", "grad_mu", "grad_logvar"),
+    [
+        (0.0, 0.0, HALF_LOG_2_PI, 0.0, 0.5),
+        (2.0, math.log(4), 0.5 + math.log(2) + HALF_LOG_2_PI, -0.5, 0.0),
+        (0.0, -400.0, -200 + HALF_LOG_2_PI, 0.0, 0.5),  # a hit costs nothing however small the variance
+        (0.0, -INF, -INF, 0.0, 0.5),
+        (1.0, -400.0, INF, -INF, -INF),
+        (1.0, -INF, INF, -INF, -INF),
+        (1.0, 400.0, 200 + HALF_LOG_2_PI, 0.0, 0.5),
+        (1e25, 0.0, INF, -1e25, -INF),
+        (1e25, 80.0, 0.5e50 * math.exp(-80) + 40 + HALF_LOG_2_PI, -1e25 * math.exp(-80), -0.5e50 * math.exp(-80)),
+    ],
+)
+def test_gaussian_nll_values(backend, x, logvar, nll, grad_mu, grad_logvar):
+    assert _likelihood(backend, x, logvar) == pytest.approx((nll, grad_mu, grad_logvar), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("logvar", [0, -3.7, 11.0, -400.0])
+def test_a_number_is_a_variance_for_all(backend, logvar, dtype):
+    """A number, a 0-d tensor, one per sample and one per element: the same value and gradient."""
+    mu = torch.randn(4, 30, dtype=dtype, device=backend.device, requires_grad=True)
+    x = torch.where(torch.rand(4, 30, device=backend.device) < 0.5, mu.detach(), 0.1).requires_grad_()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    nll = vaefast.gaussian_nll(mu, x, logvar)
+    grads = torch.autograd.grad(nll.sum(), (mu, x))
+    for shape in ((), (4, 1), (4, 30)):
+        tensor = torch.full(shape, float(logvar), dtype=wide, device=backend.device, requires_grad=True)
+        expected = vaefast.gaussian_nll(mu, x, tensor)
+        torch.testing.assert_close(nll, expected, rtol=1e-6, atol=0)
+        *expected_grads, by_logvar = torch.autograd.grad(expected.sum(), (mu, x, tensor))
+        assert by_logvar.shape == shape
+        torch.testing.assert_close(grads, tuple(expected_grads))
+
+
+def test_a_number_under_compile_may_change(backend, compiler):
+    compiled = torch.compile(vaefast.gaussian_nll, fullgraph=True)
+    mu, x = (torch.randn(4, 6, device=backend.device, requires_grad=True) for _ in range(2))
+    for logvar in (0.0, -1.5, 2.25):
+        torch.testing.assert_close(compiled(mu, x, logvar), vaefast.gaussian_nll(mu, x, logvar))
+
+
+def test_logvar_errors(backend):
+    mu = torch.zeros(2, 3, device=backend.device)
+    for wrong, error in ((None, "NoneType"), ("0", "str"), (True, "bool")):
+        with pytest.raises(TypeError, match=f"logvar must be a tensor, got {error}"):
+            vaefast.gaussian_nll(mu, mu, wrong)
+
+
+# The optimal variance
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_optimal_sigma_is_the_gaussian_at_its_sigma(backend, per_sample, weighted):
+    """Value and gradient of gaussian_nll whose sigma is the root mean squared error plus exp(-6)."""
+    generator = torch.Generator().manual_seed(0)
+    mu, x = (torch.randn(5, 3, 7, generator=generator, dtype=torch.float64).to(backend.device) for _ in range(2))
+    mu.requires_grad_(), x.requires_grad_()
+    weight = (torch.rand(3, 7, generator=generator) * 2).double().to(backend.device) if weighted else None
+    nll = vaefast.optimal_sigma_nll(mu, x, per_sample=per_sample, weight=weight)
+    w = torch.ones_like(mu) if weight is None else weight.expand(mu.shape)
+    error, dims = w * (x - mu).square(), (1, 2) if per_sample else (0, 1, 2)
+    sigma = (error.sum(dims, keepdim=True) / w.sum(dims, keepdim=True)).sqrt() + math.exp(-6)
+    expected = vaefast.gaussian_nll(mu, x, 2 * sigma.log(), weight=weight)
+    torch.testing.assert_close(nll, expected, rtol=1e-12, atol=0)
+    grads = cotangents([nll])
+    torch.testing.assert_close(
+        gradients([nll], (mu, x), grads), gradients([expected], (mu, x), grads), rtol=1e-10, atol=0
+    )
+
+
+def test_optimal_sigma_is_optimal(backend):
+    """With no floor, no other variance is better, and the gradient through sigma vanishes."""
+    mu, x = (torch.randn(6, 40, dtype=torch.float64, device=backend.device, requires_grad=True) for _ in range(2))
+    best = vaefast.optimal_sigma_nll(mu, x, log_sigma_min=-INF).sum()
+    mse = (x - mu).square().mean().item()
+    (grad,) = torch.autograd.grad(best, mu)
+    torch.testing.assert_close(grad, (mu - x) / mse, rtol=1e-10, atol=1e-12)
+    for factor in (0.9, 0.999, 1.0, 1.001, 1.1):
+        other = vaefast.gaussian_nll(mu, x, math.log(mse * factor)).sum().item()
+        assert best.item() <= other + 1e-9
+        assert (best.item() == pytest.approx(other, abs=1e-9)) == (factor == 1.0)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_optimal_sigma_without_error(backend, per_sample, dtype):
+    """A perfect reconstruction stands at the floor, and nothing pulls; nor does a sample of which nothing counts."""
+    x = torch.randn(3, 8, dtype=dtype, device=backend.device)
+    mu = x.clone().requires_grad_()
+    nll = vaefast.optimal_sigma_nll(mu, x, per_sample=per_sample)
+    torch.testing.assert_close(nll, torch.full_like(nll, 8 * (HALF_LOG_2_PI - 6)), rtol=1e-6, atol=0)
+    assert not torch.autograd.grad(nll.sum(), mu)[0].any()
+    weight = torch.tensor([[1.0], [0.0], [1.0]], device=backend.device)
+    nll = vaefast.optimal_sigma_nll(mu + 1, x, per_sample=per_sample, weight=weight)
+    assert nll[1] == 0
+    grad = torch.autograd.grad(nll.sum(), mu)[0]
+    assert grad.isfinite().all()
+    assert not grad[1].any()
+
+
+def test_optimal_sigma_of_bytes(backend):
+    mu = torch.rand(4, 20, device=backend.device)
+    x = torch.randint(0, 256, (4, 20), dtype=torch.uint8, device=backend.device)
+    expected = vaefast.optimal_sigma_nll(mu, x.float() / 255)
+    torch.testing.assert_close(vaefast.optimal_sigma_nll(mu, x), expected, rtol=1e-6, atol=0)

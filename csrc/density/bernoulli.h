@@ -19,8 +19,8 @@ struct BernoulliNLLBackward : Density<2, 1, 2, 0, false, 1> {  // (logits, x; gr
     T t = exp_parts(-absolute(in[0])).exp;
     T inverse = Scalar<T>(1) / (t + Scalar<T>(1));
     T sigmoid = select(in[0] >= Scalar<T>(0), inverse, t * inverse);
-    out[0] = row[0] * (sigmoid - in[1] * p[0]);
-    out[1] = row[0] * (in[0] * -p[0]);
+    out[0] = product(row[0], sigmoid - in[1] * p[0]);
+    out[1] = product(row[0], in[0] * -p[0]);
   }
 };
 

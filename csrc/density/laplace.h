@@ -15,8 +15,8 @@ struct LaplaceNLLForward : Density<3, 0, 0, 1, false, 1> {  // (mu, log_scale, x
 struct LaplaceNLLBackward : Density<3, 1, 3, 0, false, 1> {  // (mu, log_scale, x; grad) -> the gradients of all three
   VAEFAST_MAP {
     T inverse_scale = exp_parts(-in[1]).exp, difference = in[2] * p[0] - in[0];
-    T slope = select(difference > Scalar<T>(0), -inverse_scale, inverse_scale);
-    out[0] = product(row[0], select(difference == splat<T>(0), difference, slope));
+    T zero = splat<T>(0), slope = select(difference < zero, inverse_scale, difference);  // 0 and NaN stay
+    out[0] = product(row[0], select(difference > zero, -inverse_scale, slope));
     out[1] = product(row[0], Scalar<T>(1) - absolute(standardised(difference, inverse_scale)));
     out[2] = -out[0] * p[0];
   }

@@ -27,5 +27,12 @@ def discretized_logistic_nll(mu, log_scale, x, coarse, fine, offset, half_bin, f
     below = torch.where(highest, 0, -logsigmoid((difference + half_bin) * inverse))
     above = torch.where(lowest, 0, -logsigmoid((half_bin - difference) * inverse))
     bounded = log_scale.clamp(max=_WIDE)
-    width = (log_scale - bounded) - torch.log(-torch.expm1(-2 * half_bin * torch.exp(-bounded)))
+    width = (log_scale - bounded) - _log1mexp(2 * half_bin * torch.exp(-bounded))
     return below + above + torch.where(lowest | highest, 0, width)
+
+
+def _log1mexp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(-x)) for x > 0, exact at both ends."""
+    large = x > 0.7
+    small = torch.log(-torch.expm1(-torch.where(large, 1, x)))
+    return torch.where(large, torch.log1p(-torch.exp(-torch.where(large, x, 1))), small)
