@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from vaefast._layout import readable, rows_and_cols, view
-from vaefast.kernels.density import bernoulli, gaussian, noise
+from vaefast.kernels.density import bernoulli, continuous_bernoulli, gaussian, laplace, logistic, noise
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -43,6 +43,16 @@ DENSITIES = {
     "kl_normal_backward": gaussian.kl_normal_backward,
     "bernoulli_nll_forward": bernoulli.bernoulli_nll_forward,
     "bernoulli_nll_backward": bernoulli.bernoulli_nll_backward,
+    "gaussian_nll_forward": gaussian.gaussian_nll_forward,
+    "gaussian_nll_backward": gaussian.gaussian_nll_backward,
+    "squared_error_forward": gaussian.squared_error_forward,
+    "squared_error_backward": gaussian.squared_error_backward,
+    "laplace_nll_forward": laplace.laplace_nll_forward,
+    "laplace_nll_backward": laplace.laplace_nll_backward,
+    "continuous_bernoulli_nll_forward": continuous_bernoulli.continuous_bernoulli_nll_forward,
+    "continuous_bernoulli_nll_backward": continuous_bernoulli.continuous_bernoulli_nll_backward,
+    "discretized_logistic_nll_forward": logistic.discretized_logistic_nll_forward,
+    "discretized_logistic_nll_backward": logistic.discretized_logistic_nll_backward,
 }
 
 

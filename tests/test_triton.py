@@ -69,7 +69,7 @@ def check(row, tensors, batch_ndim=1, bounds=None) -> None:
     truth = row.truth(*wide, seed=seed, batch_ndim=batch_ndim, bounds=bounds)
     for actual, expected in zip(outputs, truth, strict=True):
         assert actual.is_contiguous()
-        assert_accurate(actual, expected, sums=actual.ndim == batch_ndim < tensors[0].ndim)
+        assert_accurate(actual, expected, sums=actual.ndim == batch_ndim < tensors[0].ndim and not row.signed)
     grads = cotangents(outputs)
     actual = gradients(outputs, tensors, grads)
     expected = gradients(truth, wide, [g.double() for g in grads])
@@ -192,6 +192,8 @@ LAYOUTS = {
     "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
     "expanded over the batch": lambda t: t[:1].expand_as(t),
     "expanded over an event dimension": lambda t: t[:, :1].expand_as(t),
+    "expanded over the event": lambda t: t[:, :1, :1, :1].expand_as(t),
+    "one number": lambda t: t[:1, :1, :1, :1].expand_as(t),
     "stepped": lambda t: torch.stack([t, t], -1)[..., 0],
     "unaligned": lambda t: torch.cat([t.flatten(), t.flatten()])[1 : 1 + t.numel()].view(t.shape),
     "permuted": lambda t: t.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
@@ -235,6 +237,14 @@ def test_expanded_gradients(shape):
 
 LIKELIHOODS = [row for row in ROWS if row.takes("weight")]
 by_likelihood = pytest.mark.parametrize("row", LIKELIHOODS, ids=lambda row: row.name)
+
+
+DATA = ("x", "total")
+
+
+def with_data(row, tensors, change) -> list[torch.Tensor]:
+    """The tensors, with those of data changed."""
+    return [change(t.detach()) if name in DATA else t for name, t in zip(row.tensors, tensors, strict=True)]
 
 
 def likelihood(row, tensors, weight=None):
@@ -294,8 +304,8 @@ def test_a_weight_of_zero_leaves_nothing(row, poison):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.bool], ids=str)
 @pytest.mark.parametrize("shape", [(6, 48), (5, 7)], ids=shape_id)
 def test_integer_data(row, shape, dtype):
-    *parameters, x = row.inputs(shape)
-    check_likelihood(row, [*parameters, (x.detach() * 255 if dtype == torch.uint8 else x.detach().round()).to(dtype)])
+    tensors = with_data(row, row.inputs(shape), lambda x: (x * 255 if dtype == torch.uint8 else x.round()).to(dtype))
+    check_likelihood(row, tensors)
 
 
 @by_likelihood
@@ -303,13 +313,13 @@ def test_integer_data(row, shape, dtype):
 @pytest.mark.parametrize("data", DTYPES, ids=str)
 def test_data_of_another_type(row, dtype, data):
     """The parameters' type is what is computed in; the data's gradient has the data's type."""
-    *parameters, x = row.inputs((6, 48), dtype=dtype)
-    x = x.detach().to(data).requires_grad_()
-    nll, *grads = likelihood(row, [*parameters, x])
-    alike = x.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
-    expected, *expected_grads = likelihood(row, [*[p.to(alike.dtype) for p in parameters], alike])
+    tensors = with_data(row, row.inputs((6, 48), dtype=dtype), lambda x: x.to(data).requires_grad_())
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    alike = [t.detach().to(wide).requires_grad_() for t in tensors]
+    nll, *grads = likelihood(row, tensors)
+    expected, *expected_grads = likelihood(row, alike)
     assert torch.equal(nll, expected)
-    for grad, e, t in zip(grads, expected_grads, [*parameters, x], strict=True):
+    for grad, e, t in zip(grads, expected_grads, tensors, strict=True):
         assert torch.equal(grad, e.to(t.dtype))
 
 
@@ -470,7 +480,7 @@ def extremes(row) -> list[torch.Tensor]:
                 lo, hi = row.ranges[name]
                 values[i] = torch.tensor([lo, hi, *[v for v in EXTREMES if lo < v < hi]])
         tensors = torch.cartesian_prod(*values).view(-1, 1, len(values)).unbind(2)
-    return [t.contiguous().requires_grad_(name != "x") for name, t in zip(row.tensors, tensors, strict=True)]
+    return [t.contiguous().requires_grad_(name not in DATA) for name, t in zip(row.tensors, tensors, strict=True)]
 
 
 def test_extremes(row):
@@ -484,8 +494,16 @@ def test_extremes(row):
         with vaefast.use_backend("reference"):
             truth = row.call(*wide, seed=seed, bounds=bounds)
             expected = gradients(truth, wanting(wide), [torch.ones_like(t) for t in truth])
-        for a, e in zip((*outputs, *actual), (*truth, *expected), strict=True):
+        for a, e in zip(outputs, truth, strict=True):
             torch.testing.assert_close(a, e.float(), rtol=1e-5, atol=1e-37, equal_nan=True)
+        atol = 1e-37
+        if row in LIKELIHOODS:
+            # autograd's gradient, which cancels in float64, and where a term of it is infinite is NaN
+            atol = 1e-16
+            known = [~(e.isnan() | truth[0].isnan()[:, None]) for e in expected]
+            actual, expected = ([g[k] for g, k in zip(grads, known, strict=True)] for grads in (actual, expected))
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e.float(), rtol=1e-5, atol=atol, equal_nan=True)
 
 
 def test_near_the_prior_nothing_cancels():

@@ -20,6 +20,7 @@ from samples import ROWS, gradients, seed_tensor
 
 import vaefast
 from vaefast import kernels
+from vaefast.ops._define import TABLE
 
 if importlib.util.find_spec("triton") is None:
     need("triton", "it is not installed")
@@ -112,13 +113,14 @@ def launches():
     shape = DENSE["many rows in a tile"]
     for row in [row for row in ROWS if row.takes("weight")]:
         for parameters, data, weight in TYPES:
-            *tensors, x = [torch.empty(shape, dtype=parameters, requires_grad=True) for _ in row.tensors]
-            x = torch.empty(shape, dtype=data)
+            is_data = [name in ("x", "total") for name in row.tensors]
+            tensors = [torch.empty(shape, dtype=data if d else parameters, requires_grad=not d) for d in is_data]
+            wanting = [t for t in tensors if t.requires_grad]
             # one weight per element, and one per sample
-            for w in [None] if weight is None else [torch.empty(n, dtype=weight) for n in (shape, (len(x), 1))]:
+            for w in [None] if weight is None else [torch.empty(n, dtype=weight) for n in (shape, (shape[0], 1))]:
                 what = f"{row.name} {parameters}, {data}, weight {weight}"
                 nll = getattr(vaefast, row.name)
-                record(what, True, lambda: gradients([nll(*tensors, x, weight=w)], tensors))  # noqa: B023
+                record(what, True, lambda: gradients([nll(*tensors, weight=w)], wanting))  # noqa: B023
     return found
 
 
@@ -149,8 +151,8 @@ def vectors_in(ptx: str, instruction: str) -> Counter:
     return Counter(int(count) * int(width) // 8 for count, width in found)
 
 
-def test_every_density_is_launched(launches):
-    assert {launch.arguments[0] for launch in launches} == set(rows.DENSITIES.values())
+def test_every_op_is_launched(launches):
+    assert {launch.arguments[0] for launch in launches} == {rows.DENSITIES[op.density] for op in TABLE.values()}
 
 
 def test_every_dense_layout_is_launched(launches):

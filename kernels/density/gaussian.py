@@ -1,6 +1,7 @@
-"""The Gaussian latent: densities for the `rows` walk, with the formulas of vaefast/reference/gaussian.py.
+"""The Gaussian latent and likelihood: densities for the `rows` walk, with the formulas of
+vaefast/reference/gaussian.py.
 
-params: (lo, hi), the bounds of logvar.
+The latent's params are (lo, hi), the bounds of logvar; a likelihood's begin with what x is multiplied by.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vaefast.kernels.density.math import exponentials, product, standardised
+from vaefast.kernels.density.math import INF, exponentials, product, standardised
 
 
 @triton.jit
@@ -94,3 +95,48 @@ def kl_normal_backward(inputs, row_inputs, eps, params):
     grad_q = _inside(product(grad_kl, 0.5 * expm1), logvar_q, params)
     grad_p = _inside(product(grad_kl, -0.5 * (expm1 + distance * distance)), logvar_p, params)
     return grad_mu, grad_q, -grad_mu, grad_p
+
+
+@triton.jit
+def log_scale_beside(distance, log_scale):
+    # where it is inf the density is 0, also at scale 0, whose logarithm would make it NaN
+    return tl.where(distance == INF, 0.0, log_scale)
+
+
+@triton.jit
+def gaussian_nll_forward(inputs, row_inputs, eps, params):
+    mu, logvar, x = inputs
+    inverse_sigma, _, _ = exponentials(-0.5 * logvar)
+    distance = standardised(x * params[0] - mu, inverse_sigma)
+    square = distance * distance
+    return (0.5 * (square + log_scale_beside(square, logvar)) + 0.9189385332046727,)
+
+
+@triton.jit
+def gaussian_nll_backward(inputs, row_inputs, eps, params):
+    mu, logvar, x = inputs
+    grad_nll = row_inputs[0]
+    inverse_sigma, _, _ = exponentials(-0.5 * logvar)
+    distance = standardised(x * params[0] - mu, inverse_sigma)
+    grad_mu = product(grad_nll, -standardised(distance, inverse_sigma))
+    return grad_mu, product(grad_nll, 0.5 - 0.5 * distance * distance), -grad_mu * params[0]
+
+
+# of a variance that is one number; params: x's factor, log-variance, what is added
+
+
+@triton.jit
+def squared_error_forward(inputs, row_inputs, eps, params):
+    mu, x = inputs
+    inverse_sigma, _, _ = exponentials(-0.5 * params[1])
+    distance = standardised(x * params[0] - mu, inverse_sigma)
+    return (0.5 * distance * distance + params[2],)
+
+
+@triton.jit
+def squared_error_backward(inputs, row_inputs, eps, params):
+    mu, x = inputs
+    inverse_sigma, _, _ = exponentials(-0.5 * params[1])
+    distance = standardised(x * params[0] - mu, inverse_sigma)
+    grad_mu = product(row_inputs[0], -standardised(distance, inverse_sigma))
+    return grad_mu, -grad_mu * params[0]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_INF = tl.constexpr(float("inf"))
-_NAN = tl.constexpr(float("nan"))
+INF = tl.constexpr(float("inf"))
+NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -128,8 +128,8 @@ def log(x):
     small = x < tiny
     e, g = _split(tl.where(small, x * 18014398509481984.0, x))  # 2^54 makes every subnormal number normal
     e = tl.where(small, e - 54, e)
-    special = tl.where(x > 0, x, tl.where(x == 0, -_INF, _NAN))
-    return tl.where((x > 0) & (x < _INF), _log_split(e, g + _log1p_tail(g)), special)
+    special = tl.where(x > 0, x, tl.where(x == 0, -INF, NAN))
+    return tl.where((x > 0) & (x < INF), _log_split(e, g + _log1p_tail(g)), special)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def log1p_positive(x):
     """ln(1 + x) for x >= 0, exact near 0: below sqrt(2) - 1 the reduced argument is x itself."""
     e, g = _split(x + 1)
     g = tl.where(e == 0, x, g)
-    return tl.where(x < _INF, _log_split(e, g + _log1p_tail(g)), x)
+    return tl.where(x < INF, _log_split(e, g + _log1p_tail(g)), x)
 
 
 @triton.jit
@@ -184,8 +184,8 @@ def tanh(x):
 
 @triton.jit
 def standardised(difference, inverse_scale):
-    """Their product; no difference is none however small the scale, where 0 * inf would be NaN."""
-    return tl.where(difference == 0, difference, difference * inverse_scale)
+    """Their product; no difference is none at scale 0 too, where 0 * inf would be NaN."""
+    return tl.where((difference == 0) & (inverse_scale == INF), difference, difference * inverse_scale)
 
 
 @triton.jit
