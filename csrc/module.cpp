@@ -118,11 +118,12 @@ bool is_contiguous(PyObject* tensor) { return method(tensor, torch_.is_contiguou
 struct Call {
   Walk walk{};  // outputs that nobody asked for stay null
   std::vector<py::object> keep;
-  int batch_ndim;
+  int batch_ndim, row_levels;
 
-  Call(int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
+  // row_levels: of strides that the walk knows among the rows
+  Call(int row_levels, int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
        const py::tuple& row_outputs, const py::object& seed, const py::tuple& params, const py::object& weight)
-      : batch_ndim(batch_ndim) {
+      : batch_ndim(batch_ndim), row_levels(row_levels) {
     py::object first = (inputs.empty() ? outputs : inputs)[0];  // its shape is that of all
     PyObject* head = PyTuple_Check(first.ptr()) ? PyTuple_GET_ITEM(first.ptr(), 0) : first.ptr();
     py::object shape = owned(PyObject_GetAttr(head, torch_.shape));
@@ -174,7 +175,8 @@ struct Call {
 
   // Python finds the layout of what is not contiguous, or copies; returns the tensor to read.
   PyObject* strided(PyObject* argument, Elements* to) {
-    keep.push_back(py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(argument), batch_ndim, walk.cols));
+    keep.push_back(
+        py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(argument), batch_ndim, walk.cols, row_levels));
     PyObject* layout = PyTuple_GET_ITEM(keep.back().ptr(), 1);
     int64_t level[6];
     for (int i = 0; i < 6; ++i) level[i] = integer(PyTuple_GET_ITEM(layout, i));
@@ -246,7 +248,7 @@ PYBIND11_MODULE(_C, m) {
       [](const char* density, int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs,
          const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed, const py::tuple& params,
          const py::object& weight) {
-        Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
+        Call call(2, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
 #ifdef _OPENMP
         int threads = omp_get_max_threads();  // torch.set_num_threads sets it: both share one OpenMP runtime
 #else
@@ -267,7 +269,7 @@ PYBIND11_MODULE(_C, m) {
       [](int device, uintptr_t stream, const char* density, int batch_ndim, const py::tuple& inputs,
          const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed,
          const py::tuple& params, const py::object& weight) {
-        Call call(batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
+        Call call(1, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
         int64_t pieces = row_outputs.empty() ? 1 : cuda::pieces(call.walk);
         if (pieces > 1) {  // PyTorch's memory: ordered by the stream, and a CUDA graph's own while one is captured
           call.keep.push_back(row_outputs[0].attr("new_empty")(row_outputs.size() * call.walk.rows * pieces));

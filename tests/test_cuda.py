@@ -200,12 +200,9 @@ class Kernel(NamedTuple):
 
 
 _NAME = re.compile(r"(map_packs|map_elements)INS_\d+scalar\d+(\w+?)E(f|d|6__half|13__nv_bfloat16)E")
-_TENSORS = re.compile(r"struct (\w+) : Density<(\d+), \d+, (\d+), ")
-DENSITIES = {
-    name: (int(inputs), int(outputs))
-    for header in (CSRC / "density").glob("*.h")
-    for name, inputs, outputs in _TENSORS.findall(header.read_text())
-}
+_TENSORS = re.compile(r"struct (\w+)\s+: Density<(\d+), \d+, (\d+), ")
+HEADERS = "\n".join(header.read_text() for header in sorted((CSRC / "density").glob("*.h")))
+DENSITIES = {name: (int(inputs), int(outputs)) for name, inputs, outputs in _TENSORS.findall(HEADERS)}
 # the types that a kernel is compiled for, and how many 16-byte accesses a thread makes to each tensor
 PACKS = {
     "map_packs": {"f": 2, "d": 2, "6__half": 1, "13__nv_bfloat16": 1},
@@ -259,7 +256,8 @@ def kernels(binary, cuobjdump, capability):
 
 def test_every_density_is_compiled(kernels):
     expected = {(walk, density, dtype) for walk, dtypes in PACKS.items() for density in DENSITIES for dtype in dtypes}
-    assert {k[:3] for k in kernels} == expected
+    heavy = set(re.findall(r"struct (\w+) : .*\n  static constexpr bool heavy = true", HEADERS))
+    assert {k[:3] for k in kernels} == {k for k in expected if k[0] == "map_elements" or k[1] not in heavy}
 
 
 def test_packs_are_read_and_written_16_bytes_at_a_time(kernels):

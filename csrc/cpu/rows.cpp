@@ -58,7 +58,7 @@ void gather(const Elements& e, const Tile& tile, C* to) {
     const S* source = data + from;
     if (e.col.stride == 1)
       for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i]));
-    else if (e.stride == 0)
+    else if (e.col.stride == 0)
       for (C value = static_cast<C>(widen(*source)); length--;) to[at++] = value;
     else
       for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * e.col.stride]));

@@ -93,7 +93,7 @@ struct Span {
   }
   template <class S>
   __device__ __forceinline__ S* first(const Elements& e, int64_t row) const {
-    return static_cast<S*>(e.data) + row * e.row_stride + col;
+    return static_cast<S*>(e.data) + row * e.row.stride + col;
   }
   template <class S>
   __device__ __forceinline__ uint4* words(const Elements& e, int64_t row) const {
@@ -293,8 +293,8 @@ __device__ __forceinline__ void write(const Elements& e, int64_t at, C value) {
 }
 
 __device__ __forceinline__ int64_t offset(const Elements& e, int64_t row, int64_t col) {
-  const int64_t segment = static_cast<uint64_t>(col) / static_cast<uint64_t>(e.segment);  // unsigned is cheaper
-  return row * e.row_stride + segment * e.segment_stride + (col - segment * e.segment) * e.stride;
+  const int64_t segment = static_cast<uint64_t>(col) / static_cast<uint64_t>(e.col.segment);  // unsigned is cheaper
+  return row * e.row.stride + segment * e.col.segment_stride + (col - segment * e.col.segment) * e.col.stride;
 }
 
 // Tensors of any strides and types, weighed or not: one element after the other, in the order in which map_packs<D, S>
@@ -390,12 +390,12 @@ Cut cut(int64_t rows, int64_t cols, bool sums) {
   return {group_log2, pieces, std::max(1 << group_log2, kLeastThreads)};
 }
 
-bool dense_rows(const Elements& e, int64_t cols) { return e.stride == 1 && e.segment >= cols; }
+bool dense_rows(const Elements& e, int64_t cols) { return e.col.stride == 1 && e.col.segment >= cols; }
 
 template <class S>
 bool dense_packs(const Elements& e, int64_t rows, int64_t cols) {
   return dense_rows(e, cols) && e.dtype == kDType<S> && reinterpret_cast<uintptr_t>(e.data) % alignof(Pack<S>) == 0 &&
-         (rows == 1 || (e.row_stride - cols) % kPack<S> == 0);
+         (rows == 1 || (e.row.stride - cols) % kPack<S> == 0);
 }
 
 template <class S, class D>
@@ -438,18 +438,18 @@ void run(const Walk& walk, cudaStream_t stream) {
            std::all_of(task.outputs, task.outputs + D::outputs, unused_or_holds);
   };
   auto contiguous = [&](const Elements& e) {
-    return dense_rows(e, walk.cols) && (walk.rows == 1 || e.row_stride == walk.cols);
+    return dense_rows(e, walk.cols) && (walk.rows == 1 || e.row.stride == walk.cols);
   };
   if (D::row_inputs + D::row_outputs == 0 && all(contiguous)) {  // then nothing depends on what a row is
     task.rows = 1, task.cols = walk.rows * walk.cols;
-    for (Elements& e : task.inputs) e.segment = task.cols;
-    for (Elements& e : task.outputs) e.segment = task.cols;
+    for (Elements& e : task.inputs) e.col.segment = task.cols;
+    for (Elements& e : task.outputs) e.col.segment = task.cols;
   }
   if (task.rows == 0 || (task.cols == 0 && D::row_outputs == 0)) return;
-  if (task.weight.data == nullptr && all([&](const Elements& e) { return dense_packs<S>(e, task.rows, task.cols); }))
-    launch<S>(map_packs<D, S>, task, stream);
-  else
-    launch<S>(map_elements<D, std::conditional_t<sizeof(S) == 2, __half, S>>, task, stream);  // which cuts like S
+  if constexpr (!D::heavy)
+    if (task.weight.data == nullptr && all([&](const Elements& e) { return dense_packs<S>(e, task.rows, task.cols); }))
+      return launch<S>(map_packs<D, S>, task, stream);
+  launch<S>(map_elements<D, std::conditional_t<sizeof(S) == 2, __half, S>>, task, stream);  // which cuts like S
 }
 
 template <class D>

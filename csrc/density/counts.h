@@ -208,6 +208,7 @@ VF_FN Beta<T> beta_shapes(Logistic<T> l, T log_concentration) {
 //   + ln((total + 1) (x + alpha) (y + beta) c (c + 1) / (alpha beta (total + c) (total + c + 1))),
 // where the last logarithm's factors below 1 (alpha, beta, c) are taken out, for shapes of any smallness.
 struct BetaBinomialNLLForward : Density<4, 0, 0, 1, false, 0> {  // (logits, x, total, log_concentration) -> nll
+  static constexpr bool heavy = true;
   VAEFAST_MAP {
     using S = Scalar<T>;
     T x = in[1], total = in[2], y = total - x, log_c = in[3];

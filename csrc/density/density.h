@@ -14,6 +14,7 @@ struct Density {
   static constexpr int inputs = Inputs, row_inputs = RowInputs, outputs = Outputs, row_outputs = RowOutputs;
   static constexpr int params = Params;
   static constexpr bool noise = Noise;
+  static constexpr bool heavy = false;  // needs more registers than a GPU thread has for several elements at once
 };
 
 // What a density maps, for T = float, double or a vector of either.

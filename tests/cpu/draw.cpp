@@ -16,7 +16,7 @@ int main(int, char** argv) {
   constexpr int rows = 5, cols = 50, size = rows * cols;
   int64_t seed[2] = {atoll(argv[1]), atoll(argv[2])};
   float normals[size], mu[size], logvar[size], z[size], kl[rows];
-  auto dense = [](float* data) { return Elements{data, DType::float32, cols, cols, 0, 1}; };
+  auto dense = [](float* data) { return Elements{data, DType::float32, {kAll, 0, cols}, {cols, 0, 1}}; };
 
   Walk draw{};
   draw.rows = rows, draw.cols = cols, draw.seed = seed;
