@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.distributions import Binomial, NegativeBinomial, Poisson
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 import vaefast
-from vaefast.reference import bernoulli, continuous_bernoulli, gaussian, laplace, logistic
+from vaefast.reference import bernoulli, continuous_bernoulli, counts, gaussian, laplace, logistic
 from vaefast.reference.noise import standard_normal
 
 HALF = (torch.float16, torch.bfloat16)
@@ -155,7 +156,35 @@ def _optimal_sigma_reference(mu, x, batch_ndim):
     return gaussian.optimal_sigma_nll(half_error, count, False, -6.0)
 
 
+def _plain_poisson(log_rate, x):
+    return -Poisson(log_rate.exp(), validate_args=False).log_prob(x)
+
+
+def _plain_negative_binomial(mu, x, log_theta):
+    return -NegativeBinomial(log_theta.exp(), logits=mu.log() - log_theta, validate_args=False).log_prob(x)
+
+
+def _plain_zero_inflated(mu, x, log_theta, gate_logits):
+    log_nb = -_plain_negative_binomial(mu, x, log_theta) + logsigmoid(-gate_logits)
+    return -torch.where(x == 0, torch.logaddexp(logsigmoid(gate_logits), log_nb), log_nb)
+
+
+def _plain_binomial(logits, x, total):
+    return -Binomial(total, logits=logits, validate_args=False).log_prob(x)
+
+
+def _plain_beta_binomial(logits, x, total, log_concentration):
+    def log_beta(a, b):
+        return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
+
+    alpha, beta = (log_concentration.exp() * torch.sigmoid(t) for t in (logits, -logits))
+    choose = -log_beta(x + 1, total - x + 1) - torch.log(total + 1)
+    return -choose - log_beta(x + alpha, total - x + beta) + log_beta(alpha, beta)
+
+
 _LATENT = ("mu", "logvar")
+_GENES = ("mu", "x", "log_theta")
+_COUNTS = {"mu": (0.1, 4), "x": (0, 6), "total": (6, 12)}  # between the counts too: the formulas are continued there
 ROWS = [
     Row("rsample", _LATENT, gaussian.rsample, _plain_rsample),
     Row("kl_standard_normal", _LATENT, gaussian.kl_standard_normal, _plain_kl),
@@ -206,6 +235,16 @@ ROWS = [
         _per_sample(lambda mu, x, s: logistic.discretized_logistic_nll(mu, s, x, 1.0, 0.0, 0.0, 1 / 255, -7.0)),
         _per_sample(_logistic),
         ranges={"mu": (-1, 1), "x": (-1, 1), "log_scale": (-2, 1)},
+    ),
+    *(
+        Row(name, tensors, _per_sample(getattr(counts, name)), _per_sample(plain), ranges=_COUNTS)
+        for name, tensors, plain in (
+            ("poisson_nll", ("log_rate", "x"), _plain_poisson),
+            ("negative_binomial_nll", _GENES, _plain_negative_binomial),
+            ("zero_inflated_negative_binomial_nll", (*_GENES, "gate_logits"), _plain_zero_inflated),
+            ("binomial_nll", ("logits", "x", "total"), _plain_binomial),
+            ("beta_binomial_nll", ("logits", "x", "total", "log_concentration"), _plain_beta_binomial),
+        )
     ),
 ]
 

@@ -1,4 +1,5 @@
-"""The functions of csrc/density/math.h against float64 (float32) and mpmath (float64), over their whole range."""
+"""The functions of csrc/density/math.h and gamma.h against float64 (float32) and mpmath (float64), over their
+whole range."""
 
 from __future__ import annotations
 
@@ -20,6 +21,34 @@ def _excess(x):
     return np.where(np.abs(x) < 0.01, series, np.where(x == np.inf, np.inf, np.expm1(x) - x))
 
 
+def _log1p_excess(x):
+    if isinstance(x, mpmath.mpf):
+        return x * x / 2 if abs(x) < 1e-40 else x - mpmath.log1p(x)
+    series = x * x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x * (1 / 5 - x * (1 / 6 - x / 7)))))
+    return np.where(np.abs(x) < 0.003, series, x - np.log1p(x))
+
+
+def _stirling(t):
+    """ln Γ(1/t) less the elementary part of Stirling's formula; for small t, where that cancels, its series."""
+    if isinstance(t, mpmath.mpf):
+        if t < 1e-8:
+            return t / 12
+        return mpmath.loggamma(1 / t) + (1 / t - 0.5) * mpmath.log(t) + 1 / t - mpmath.log(2 * mpmath.pi) / 2
+    s, z = t * t, 1 / t
+    series = t * (1 / 12 - s * (1 / 360 - s * (1 / 1260 - s * (1 / 1680 - s * (1 / 1188 - s * 691 / 360360)))))
+    exact = torch.from_numpy(z).lgamma().numpy() - (z - 0.5) * np.log(z) + z - np.log(2 * np.pi) / 2
+    return np.where(t < 0.1, series, exact)
+
+
+def _stirling_slope(t):
+    """ln(1/t) - t / 2 - digamma(1/t)"""
+    if isinstance(t, mpmath.mpf):
+        return t * t / 12 if t < 1e-8 else -mpmath.log(t) - t / 2 - mpmath.digamma(1 / t)
+    s = t * t
+    series = s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s * (1 / 132 - s * 691 / 32760)))))
+    return np.where(t < 0.1, series, -np.log(t) - t / 2 - torch.from_numpy(1 / t).digamma().numpy())
+
+
 def _sigmoid(x):
     t = np.exp(-np.abs(x))
     return np.where(x > 0, 1, t) / (1 + t)
@@ -27,6 +56,7 @@ def _sigmoid(x):
 
 # density: its outputs, each with the truth in NumPy and in mpmath, the domain, and the ulps allowed
 EVERYWHERE, POSITIVE, UNIT = (-np.inf, np.inf), (0, np.inf), (0, 1)
+ABOVE_MINUS_1 = (-0.9999999, 1e38)
 FUNCTIONS = {
     "exponentials": {
         "exp": (np.exp, mpmath.exp, EVERYWHERE, 4),
@@ -38,12 +68,21 @@ FUNCTIONS = {
         "log": (np.log, mpmath.log, EVERYWHERE, 4),
         "log1p_positive": (np.log1p, mpmath.log1p, POSITIVE, 4),
         "log1p_unit": (np.log1p, mpmath.log1p, UNIT, 4),
+        "log1p_parts": (np.log1p, mpmath.log1p, ABOVE_MINUS_1, 4),
+        # just past -0.29, where it is a sixth of ln(1 + u), it carries the rounding of 1 + u
+        "log1p_excess": (_log1p_excess, _log1p_excess, ABOVE_MINUS_1, 20),
     },
     "logistics": {
         "sigmoid": (_sigmoid, lambda x: 1 / (1 + mpmath.exp(-x)), EVERYWHERE, 4),
         "complement": (lambda x: _sigmoid(-x), lambda x: 1 / (1 + mpmath.exp(x)), EVERYWHERE, 4),
         "softplus": (lambda x: np.logaddexp(x, 0), lambda x: mpmath.log1p(mpmath.exp(x)), EVERYWHERE, 4),
+        "log_sigmoid": (lambda x: -np.logaddexp(-x, 0), lambda x: -mpmath.log1p(mpmath.exp(-x)), EVERYWHERE, 4),
         "tanh": (np.tanh, mpmath.tanh, EVERYWHERE, 4),
+    },
+    # at worst 3 and 10 ulp in float32; in float64 relative errors of 2e-15 and 2e-14, of what is at most 0.08
+    "stirlings": {
+        "stirling": (_stirling, _stirling, UNIT, 16),
+        "stirling_slope": (_stirling_slope, _stirling_slope, UNIT, 180),
     },
 }
 

@@ -52,35 +52,28 @@ VF_FN T shape(T log_shape) {
 template <class T>
 VF_FN T negative_binomial(T mu, T x, T log_theta) {
   using S = Scalar<T>;
-  // a mean this small is scaled up, lest its inverse overflow
-  constexpr S tiny = sizeof(S) == 4 ? S(1e-18) : S(1e-150), up = sizeof(S) == 4 ? S(0x1p100) : S(0x1p1000);
-  constexpr S log_up = S((sizeof(S) == 4 ? 100 : 1000) * 0.69314718055994530942);
-  T theta = shape(log_theta), sum = x + theta;
-  T X = x + S(1), A = theta + S(1), t = S(1) / (sum + S(1)), inverse_theta = S(1) / theta;
-  auto small_mean = mu < tiny;
-  T inverse_mu = S(1) / select(small_mean, mu * up, mu);
-  T excess = x - mu;
+  T theta = shape(log_theta), sum = x + theta, X = x + S(1), A = theta + S(1);
+  T t = S(1) / (sum + S(1)), inverse_theta = S(1) / theta, inverse_mu = S(1) / mu, inverse = S(1) / (X * A);
+  T excess = x - mu, scaled_mean = mu * inverse_theta;
 
-  T ratio = X * t * ((mu + theta) * inverse_mu), scaled_mean = mu * inverse_theta;
-  T u = select(small_mean, ratio - S(1), (excess + S(1)) * inverse_mu * (theta * t)), v = (scaled_mean - excess) * t;
+  T ratio = X * t * (mu + theta) * inverse_mu;
+  T u = (excess + S(1)) * inverse_mu * (theta * t), v = (scaled_mean - excess) * t;
   Log1p<T> first = log1p_parts(u, ratio), second = log1p_parts(v, A * t * (scaled_mean + S(1)));
   T zero_nll = theta * second.log;
-  T logs = x * (first.log + select(small_mean, splat<T>(log_up), splat<T>(0))) + zero_nll;
   // near the mean x u + theta v is written out, and no first order is left to cancel
   T linear = (excess * excess + x) * inverse_mu * (theta * t) + mu * t;
-  auto near = (absolute(u) < S(0.25)) & (absolute(v) < S(0.25)) & (mu >= tiny);
-  logs = select(near, linear - (x * first.excess + theta * second.excess), logs);
+  auto near = (absolute(u) < S(0.25)) & (absolute(v) < S(0.25));
+  T logs = select(near, linear - (x * first.excess + theta * second.excess), x * first.log + zero_nll);
 
   auto below_1 = theta < S(1);  // then ln((x + theta) / theta) is taken apart, for a theta of any smallness
   T factor = select(below_1, sum, sum * inverse_theta);
-  T inverse = S(1) / (X * A);
   T rest = half_log(X * A * t * (factor * factor)) - select(below_1, log_theta, splat<T>(0));
   rest += stirling(A * inverse) + stirling(X * inverse) - stirling(t) + S(kHalfLogTwoPi - 1);
 
   T nll = select(x == splat<T>(0), zero_nll, logs + rest);
-  nll = select((x < S(0)) | ((mu == splat<T>(0)) & (x > S(0))), splat<T>(kInfinity<T>), nll);
-  nll = select(mu < kInfinity<T>, nll, mu);  // inf, and NaN
-  return select(mu < S(0), splat<T>(S(__builtin_nan(""))), nll);
+  auto impossible = (Native<T>::at_most(x, mu) < S(0)) | ((ratio == splat<T>(kInfinity<T>)) & (x > S(0)));
+  nll = select(impossible, splat<T>(kInfinity<T>), nll);
+  return select(mu < kInfinity<T>, nll, mu);  // inf, and NaN
 }
 
 template <class T>
@@ -90,15 +83,18 @@ struct NegativeBinomialGradient {
 };
 
 // d/dmu = (1 - x / mu) theta / (mu + theta). d/dlog_theta = theta (v - ln(1 + v)) - digamma_difference(x, theta) with
-// v = (x - mu) / (mu + theta).
+// v = (x - mu) / (mu + theta); the two logarithms are one, of (1 + v) (1 - p).
 template <class T>
 VF_FN NegativeBinomialGradient<T> negative_binomial_gradient(T mu, T x, T log_theta) {
   using S = Scalar<T>;
-  T theta = shape(log_theta), inverse = S(1) / (mu + theta);
-  T off = (x - mu) * inverse;
-  Log1p<T> v = log1p_parts(off, (x + theta) * inverse);
-  T surplus = select(x == splat<T>(0), splat<T>(1), (mu - x) / mu);
-  return {surplus * (theta * inverse), theta * v.excess - digamma_difference(x, theta), -theta * v.log};
+  T theta = shape(log_theta), inverse = S(1) / (mu + theta), excess = x - mu;
+  DigammaDifference<T> h = digamma_difference(x, theta);
+  T v = excess * inverse, u = (theta * excess - mu) * (inverse * h.t);
+  Log1p<T> l = log1p_parts(u, theta * inverse * (h.t * h.sum_above));
+  auto zero = x == splat<T>(0);
+  T log_theta_grad = theta * (l.excess + select(zero, x, v * h.p - h.rest)) - h.p;
+  T surplus = select(zero, splat<T>(1), -excess / mu);
+  return {surplus * (theta * inverse), log_theta_grad, -theta * l.log};
 }
 
 struct NegativeBinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (mu, x, log_theta) -> nll
@@ -115,33 +111,51 @@ struct NegativeBinomialNLLBackward : Density<3, 1, 2, 0, false, 0> {  // (…; g
 
 // ---- zero-inflated negative binomial ----
 
-// -ln(gate + (1 - gate) e^-b) at x = 0, where b is the negative binomial's own nll there.
+// p(0) = gate + (1 - gate) e^-b, where b is the negative binomial's own nll at 0. Where both terms are below e^-40 they
+// come times e^scale, so that their ratio is right however small they are; what they are added to is then 1 anyway.
+template <class T>
+struct ZeroInflation {
+  T gate, rest;  // gate e^scale for gate < 1/2; 1 - gate
+  T exp, expm1;  // e^(scale - b), and less 1
+  T zero;        // p(0) e^scale
+  T scale;
+  T t, inverse;  // e^-|gate_logits|, 1 / (1 + t)
+};
+
+template <class T>
+VF_FN ZeroInflation<T> zero_inflation(T gate_logits, T b) {
+  using S = Scalar<T>;
+  T scale = Native<T>::at_least(Native<T>::at_most(b, -gate_logits) - S(40), splat<T>(0));
+  T t = exp_parts(scale - absolute(gate_logits)).exp, inverse = S(1) / (t + S(1));
+  Exp<T> e = exp_parts(scale - b);
+  auto positive = gate_logits > S(0);
+  T gate = select(positive, inverse, t * inverse), rest = select(positive, t * inverse, inverse);
+  return {gate, rest, e.exp, e.expm1, gate + rest * e.exp, scale, t, inverse};
+}
+
 struct ZeroInflatedNegativeBinomialNLLForward : Density<4, 0, 0, 1, false, 0> {  // (mu, x, log_theta, gate_logits)
   VAEFAST_MAP {
-    using S = Scalar<T>;
-    T b = negative_binomial(in[0], in[1], in[2]), gate = in[3];
-    Logistic<T> g = logistic(gate);
-    // Where neither the gate nor b leaves much probability it is a sum of two tails, whose logarithms are compared;
-    // else it is 1 - sigmoid(-gate) (1 - e^-b). One exponential and one logarithm serve both.
-    auto tails = (gate < S(0)) & (b > S(1));
-    Exp<T> e = exp_parts(select(tails, -absolute(gate + b), -b));
-    T u = select(tails, e.exp, g.complement * e.expm1);
-    T least = Native<T>::at_most(b, -gate) + g.softplus;
-    T zero = select(tails, least, splat<T>(0)) - log1p_parts(u, u + S(1)).log;
-    sum[0] = select(in[1] == splat<T>(0), zero, g.softplus + b);
+    T b = negative_binomial(in[0], in[1], in[2]);
+    auto zero = in[1] == splat<T>(0);
+    // where x > 0, the nll is b - ln(1 - gate), and 1 - gate = (1 - t / (1 + t)) e^-max(gate_logits, 0)
+    ZeroInflation<T> z = zero_inflation(in[3], select(zero, b, splat<T>(0)));
+    T u = select(zero, z.rest * z.expm1, -z.t * z.inverse);
+    T log = log1p_parts(u, select(zero, z.zero, z.inverse)).log;
+    sum[0] = select(zero, z.scale, b + Native<T>::at_least(in[3], splat<T>(0))) - log;
   }
 };
 
 struct ZeroInflatedNegativeBinomialNLLBackward : Density<4, 1, 3, 0, false, 0> {  // -> grad_mu, …_theta, …_gate_logits
   VAEFAST_MAP {
+    using S = Scalar<T>;
     NegativeBinomialGradient<T> g = negative_binomial_gradient(in[0], in[1], in[2]);
     auto zero = in[1] == splat<T>(0);
-    Logistic<T> gate = logistic(in[3]), gated = logistic(in[3] + g.zero_nll);  // gated: where the zero came from
-    T expm1 = exp_parts(-g.zero_nll).expm1;
-    T scale = row[0] * select(zero, gated.complement, splat<T>(1));
+    ZeroInflation<T> z = zero_inflation(in[3], select(zero, g.zero_nll, splat<T>(0)));
+    T inverse = S(1) / z.zero, not_gated = z.rest * z.exp * inverse;  // where the zero came from
+    T scale = row[0] * select(zero, not_gated, splat<T>(1));
     out[0] = scale * g.mu;
     out[1] = scale * g.log_theta;
-    out[2] = row[0] * select(zero, gate.complement * (expm1 * gated.sigmoid), gate.sigmoid);
+    out[2] = row[0] * (z.gate * select(zero, z.rest * z.expm1 * inverse, splat<T>(1)));
   }
 };
 
@@ -149,8 +163,9 @@ struct ZeroInflatedNegativeBinomialNLLBackward : Density<4, 1, 3, 0, false, 0> {
 
 // With y = total - x, X = x + 1, Y = y + 1, S = X + Y and delta = logits - ln(X / Y), the nll is
 //   total ln(Y / S + X / S e^delta) - x delta
-//   + ln(2 pi X Y (total + 1)^2 / S^3) / 2 + stirling(1/X) + stirling(1/Y) - stirling(1/S),
-// taken with x and y exchanged where delta > 0. x = 0 and y = 0 leave total softplus(+-logits).
+//   + ln(2 pi X Y (total + 1)^2 / S^3) / 2 + stirling(1/X) + stirling(1/Y) - stirling(1/S).
+// x and y are exchanged where y is less, or where the less one has become near certain (e^delta would overflow).
+// x = 0 and y = 0 leave total softplus(+-logits).
 struct BinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (logits, x, total) -> nll
   VAEFAST_MAP {
     using S = Scalar<T>;
@@ -159,20 +174,25 @@ struct BinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (logits, x, tota
     Split<T> s = split(X * X * inverse);
     T low = Native<T>::multiply_add(s.e, splat<T>(ExpConstants<S>::ln2_lo), log1p_reduced(s.g));
     T delta = Native<T>::multiply_add(s.e, splat<T>(-ExpConstants<S>::ln2_hi), logits) - low;
-    auto below = delta <= S(0);
-    T A = select(below, X, Y), B = select(below, Y, X), a = select(below, x, y);
+    auto first = select(x <= y, delta, -delta) < S(30);
+    auto by_x = select(first, x, y) <= select(first, y, x);
+    T A = select(by_x, X, Y), B = select(by_x, Y, X), a = select(by_x, x, y);
+    delta = select(by_x, delta, -delta);
 
     auto none = x == splat<T>(0);
     auto edge = none | (y == splat<T>(0));
     T towards = select(none, logits, -logits);
-    Exp<T> e = exp_parts(-absolute(select(edge, logits, delta)));
+    Exp<T> e = exp_parts(select(edge, -absolute(logits), delta));
     T u = select(edge, e.exp, A * e.expm1 * t), ratio = select(edge, e.exp + S(1), (B + A * e.exp) * t);
-    T spread = log1p_parts(u, ratio).log;
+    Log1p<T> spread = log1p_parts(u, ratio);
+    // near the mean total u - a delta is written out, and no first order is left to cancel
+    T linear = (total - (a + a)) * t * delta + total * (A * t) * e.excess;
+    T logs = select(absolute(delta) < S(1), linear - total * spread.excess, total * spread.log - a * delta);
 
     T choose = half_log(S(kTwoPi) * (X * t) * (Y * t) * ((total + S(1)) * t * (total + S(1))));
     choose += stirling(Y * inverse) + stirling(X * inverse) - stirling(t);
-    T inner = total * spread + (a * absolute(delta) + choose);
-    T nll = select(edge, product(total, Native<T>::at_least(towards, splat<T>(0)) + spread), inner);
+    T certain = product(total, Native<T>::at_least(towards, splat<T>(0)) + spread.log);
+    T nll = select(edge, certain, logs + choose);
     sum[0] = select((x < S(0)) | (y < S(0)), splat<T>(kInfinity<T>), nll);
   }
 };
@@ -266,8 +286,8 @@ struct BetaBinomialNLLBackward : Density<4, 1, 2, 0, false, 0> {  // (…; grad)
     auto near = (absolute(u) < S(0.25)) & (absolute(v) < S(0.25));
     T second_order = (off * inverse_x) * (off * inverse_y) * c - (alpha * a.excess + beta * b.excess);
     T ratios = select(near, second_order, alpha * a.log + beta * b.log);
-    T x_part = digamma_difference(x, alpha), y_part = digamma_difference(y, beta);
-    T part = digamma_difference(total, c) - (x_part + y_part);
+    T x_part = digamma_difference(x, alpha).value(), y_part = digamma_difference(y, beta).value();
+    T part = digamma_difference(total, c).value() - (x_part + y_part);
     out[0] = row[0] * (alpha * l.complement * (a.log - b.log) + (l.sigmoid * y_part - l.complement * x_part));
     out[1] = row[0] * (ratios + part);
   }

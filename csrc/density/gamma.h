@@ -78,16 +78,25 @@ VF_FN T stirling_slope(T t) {
 
 // a (digamma(a + x) - digamma(a) - ln((a + x) / a)) for x >= 0: from 0 at x = 0 up to 1, and x / (2 (a + x)) for
 // large a. The logarithm of the ratio, which the caller has in a better place, stays out, and with it every large term.
+// It is p + a (rest + ln(1 - p) + p): the logarithm is what raising both arguments leaves.
 template <class T>
-VF_FN T digamma_difference(T x, T a) {
+struct DigammaDifference {
+  T x, a;
+  T p;             // x / ((a + x) (a + 1))
+  T rest;          // not quite 0 at x = 0
+  T t, sum_above;  // 1 / (a + 1), a + x + 1
+  T complement;    // 1 - p
+
+  VF_FN T value() const { return select(x == splat<T>(0), x, p + a * (rest - log1p_parts(-p, complement).excess)); }
+};
+
+template <class T>
+VF_FN DigammaDifference<T> digamma_difference(T x, T a) {
   using S = Scalar<T>;
   T above = a + S(1), sum = x + a, sum_above = sum + S(1);
-  T inverse = S(1) / (sum * above), t = S(1) / sum_above;
-  T p = x * inverse;  // raising both arguments leaves ln(1 - p), where 1 - p = a (sum + 1) / (sum above)
-  T raised = log1p_parts(-p, a * (sum_above * inverse)).excess;
-  T t_above = sum * inverse;
-  T rest = stirling_slope(t_above) - stirling_slope(t) + x * (t_above * t) * S(0.5);
-  return select(x == splat<T>(0), x, p + a * (rest - raised));
+  T inverse = S(1) / (sum * above), t = sum * inverse, t_sum = S(1) / sum_above;
+  T rest = stirling_slope(t) - stirling_slope(t_sum) + x * (t * t_sum) * S(0.5);
+  return {x, a, x * inverse, rest, t, sum_above, a * (sum_above * inverse)};
 }
 
 // Bounds of a shape parameter's logarithm: products of two such parameters and counts neither overflow nor vanish, and

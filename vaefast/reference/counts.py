@@ -61,9 +61,10 @@ def poisson_nll(log_rate, x):
 
 
 def _negative_binomial(mu, x, log_theta):
-    theta = log_theta.clamp(-300, 300).exp()
-    log_mean = torch.where(x == 0, 1, mu).log() - torch.where(x == 0, 1, mu + theta).log()
-    nll = theta * torch.log1p(mu / theta) - x * log_mean - _log_rising(log_theta, x) + torch.lgamma(x + 1)
+    bounded = log_theta.clamp(-300, 300)
+    theta = bounded.exp()
+    log_odds = torch.where(x == 0, 1, mu).log() - bounded  # the sigmoid of which is mu / (mu + theta)
+    nll = theta * torch.log1p(mu / theta) - x * logsigmoid(log_odds) - _log_rising(log_theta, x) + torch.lgamma(x + 1)
     nll = torch.where((mu >= 0) & (mu < math.inf), nll, torch.where(mu > 0, math.inf, math.nan))
     return _within(x, nll)
 
@@ -99,8 +100,9 @@ def binomial_nll(logits, x, total):
 
 @_in_float64
 def beta_binomial_nll(logits, x, total, log_concentration):
-    """Elementwise -log p(x | total, alpha, beta)
-    = -ln C(total, x) - ln B(x + alpha, total - x + beta) + ln B(alpha, beta)
+    """Elementwise -log p(x | total, alpha, beta):
+
+    -ln C(total, x) - ln B(x + alpha, total - x + beta) + ln B(alpha, beta)
 
     with alpha = c sigmoid(logits), beta = c sigmoid(-logits), c = e^log_concentration.
     """
