@@ -123,10 +123,11 @@ class patch:  # noqa: N801 - used like torch.set_grad_enabled
         for name in packages:
             if name not in _PACKAGES:
                 raise ValueError(f"packages must be among {', '.join(map(repr, _PACKAGES))}, got {name!r}")
-        installed = [name for name in _PACKAGES if importlib.util.find_spec(name) is not None]
+        if not packages:
+            packages = tuple([name for name in _PACKAGES if importlib.util.find_spec(name) is not None])
         self._held: list[str] = []
         try:
-            for name in dict.fromkeys(packages or installed):
+            for name in dict.fromkeys(packages):
                 _hold(name)
                 self._held.append(name)
         except BaseException:

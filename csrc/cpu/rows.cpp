@@ -27,41 +27,43 @@ int64_t offset(const Axis& axis, int64_t i) {
   return i / axis.segment * axis.segment_stride + i % axis.segment * axis.stride;
 }
 
-// Visit a tensor's runs of equal stride within the tile: f(offset in the tensor, offset in the tile, length).
+// Visit the runs of equal stride of `count` rows or cols: f(offset in the tensor, offset in the tile, length, stride).
+template <class F>
+VF_FN void for_each_run(const Axis& axis, int64_t from, int count, int64_t base, int at, F f) {
+  for (int64_t i = from, end = from + count; i < end;) {
+    int64_t segment = i / axis.segment, within = i - segment * axis.segment, left = axis.segment - within;
+    int length = static_cast<int>(left < end - i ? left : end - i);
+    f(base + segment * axis.segment_stride + within * axis.stride, at, length, axis.stride);
+    at += length;
+    i += length;
+  }
+}
+
 template <class F>
 VF_FN void for_each_run(const Elements& e, const Tile& tile, F f) {
-  int at = 0;
-  for (int r = 0; r < tile.rows; ++r) {
-    int64_t base = offset(e.row, tile.row + r);
-    for (int64_t col = tile.col, end = tile.col + tile.cols; col < end;) {
-      int64_t segment = col / e.col.segment, within = col - segment * e.col.segment;
-      int64_t left = e.col.segment - within;
-      int length = static_cast<int>(left < end - col ? left : end - col);
-      f(base + segment * e.col.segment_stride + within * e.col.stride, at, length);
-      at += length;
-      col += length;
-    }
-  }
+  if (tile.cols == 1) return for_each_run(e.row, tile.row, tile.rows, offset(e.col, tile.col), 0, f);
+  for (int r = 0; r < tile.rows; ++r)
+    for_each_run(e.col, tile.col, tile.cols, offset(e.row, tile.row + r), r * tile.cols, f);
 }
 
 bool one_run(const Axis& axis, int64_t from, int64_t count) { return from % axis.segment + count <= axis.segment; }
 
 bool lies_flat(const Elements& e, const Tile& tile) {
-  if (e.col.stride != 1 || !one_run(e.col, tile.col, tile.cols)) return false;
-  return tile.rows == 1 || (e.row.stride == tile.cols && one_run(e.row, tile.row, tile.rows));
+  bool rows = tile.rows == 1 || (e.row.stride == tile.cols && one_run(e.row, tile.row, tile.rows));
+  return rows && (tile.cols == 1 || (e.col.stride == 1 && one_run(e.col, tile.col, tile.cols)));
 }
 
 template <class S, class C>
 void gather(const Elements& e, const Tile& tile, C* to) {
   auto data = static_cast<const S*>(e.data);
-  for_each_run(e, tile, [&](int64_t from, int at, int length) {
+  for_each_run(e, tile, [&](int64_t from, int at, int length, int64_t stride) {
     const S* source = data + from;
-    if (e.col.stride == 1)
+    if (stride == 1)
       for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i]));
-    else if (e.col.stride == 0)
+    else if (stride == 0)
       for (C value = static_cast<C>(widen(*source)); length--;) to[at++] = value;
     else
-      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * e.col.stride]));
+      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * stride]));
   });
 }
 
@@ -71,8 +73,8 @@ using float_or_double = std::conditional_t<sizeof(S) == 8, double, float>;
 template <class S, class C>
 void scatter(const Elements& e, const Tile& tile, const C* from) {
   auto data = static_cast<S*>(e.data);
-  for_each_run(e, tile, [&](int64_t to, int at, int length) {
-    for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(from[at + i]), data[to + i * e.col.stride]);
+  for_each_run(e, tile, [&](int64_t to, int at, int length, int64_t stride) {
+    for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(from[at + i]), data[to + i * stride]);
   });
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from vaefast import _backends
 from vaefast.ops import _checks
 from vaefast.ops._define import define, empty_like, empty_rows, transformed, unobserved
 from vaefast.reference.gaussian import compute_dtype
@@ -76,11 +77,15 @@ class Likelihood:
             reference=self._reference_backward,
             fused=self._fused_backward,
         )
-        self.with_gradient = with_gradient and define(
-            f"{name}_with_gradient(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants},"
-            f" bool[] wanted) -> ({', '.join(['Tensor'] * (self.count + 1))})",
-            reference=self._reference_with_gradient,
-            fused=self._fused_with_gradient,
+        self.with_gradient = (
+            None
+            if not with_gradient
+            else define(
+                f"{name}_with_gradient(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants},"
+                f" bool[] wanted) -> ({', '.join(['Tensor'] * (self.count + 1))})",
+                reference=self._reference_with_gradient,
+                fused=self._fused_with_gradient,
+            )
         )
         self.function = self._function()
 
@@ -215,7 +220,7 @@ class Likelihood:
     def _writes_gradient(self, tensors) -> bool:
         eager_cpu = tensors[0].device.type == "cpu" and unobserved(tensors[0])
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return bool(self.with_gradient) and eager_cpu and wanted
+        return self.with_gradient and eager_cpu and wanted and _backends.asked() in (None, "cpu", "reference")
 
     def _broadcast(self, named, weight):
         """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""
