@@ -8,13 +8,21 @@ import torch
 from samples import DTYPES, ROWS, assert_accurate, gradients
 
 import vaefast
+from vaefast.reference import counts
 
 LIKELIHOODS = [row for row in ROWS if row.takes("weight") and not row.couples]
+# data of any real value; test_counts.py has its own tests of data, types and refusals
+PIXELS = [row for row in LIKELIHOODS if not hasattr(counts, row.name)]
 SHAPE = (6, 50)
 
 
 @pytest.fixture(params=LIKELIHOODS, ids=lambda row: row.name)
 def row(request):
+    return request.param
+
+
+@pytest.fixture(params=PIXELS, ids=lambda row: row.name)
+def pixels(request):
     return request.param
 
 
@@ -76,16 +84,16 @@ def test_a_weight_of_zero_leaves_nothing(row, backend, poison):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.bool])
-def test_integer_data(row, backend, dtype):
-    tensors = row.inputs(SHAPE, device=backend.device)
+def test_integer_data(pixels, backend, dtype):
+    tensors = pixels.inputs(SHAPE, device=backend.device)
     x = torch.randint(0, 256 if dtype == torch.uint8 else 2, SHAPE, generator=torch.Generator().manual_seed(0))
     x = x.to(backend.device)
-    if row.name == "discretized_logistic_nll":
+    if pixels.name == "discretized_logistic_nll":
         meant = 2 * x.double() / 255 - 1  # integers are levels
     else:
         meant = x.double() / 255 if dtype == torch.uint8 else x.double()  # bytes are levels
-    wide = [t.detach().double().requires_grad_(n != "x") for n, t in zip(row.tensors, tensors, strict=True)]
-    same(nll(row, replaced(row, tensors, "x", x.to(dtype))), nll(row, replaced(row, wide, "x", meant)))
+    wide = [t.detach().double().requires_grad_(n != "x") for n, t in zip(pixels.tensors, tensors, strict=True)]
+    same(nll(pixels, replaced(pixels, tensors, "x", x.to(dtype))), nll(pixels, replaced(pixels, wide, "x", meant)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,10 +112,10 @@ def test_data_of_another_type(row, backend, dtype, data):
         assert torch.equal(grad, e.to(t.dtype))
 
 
-def test_parameters_of_two_types(row, backend):
+def test_parameters_of_two_types(pixels, backend):
     """Half types and float32 side by side are computed in float32, and each gradient has its parameter's type."""
-    tensors = row.inputs(SHAPE, device=backend.device)
-    names = [n for n in row.tensors if n != "x"]
+    tensors = pixels.inputs(SHAPE, device=backend.device)
+    names = [n for n in pixels.tensors if n != "x"]
     if len(names) == 1:
         pytest.skip("one parameter has one type")
     for first, second in (
@@ -115,11 +123,13 @@ def test_parameters_of_two_types(row, backend):
         (torch.float32, torch.float16),
         (torch.float16, torch.float64),
     ):
-        mixed = replaced(row, tensors, names[0], tensors[0].detach().to(first).requires_grad_())
-        mixed = replaced(row, mixed, names[1], mixed[row.tensors.index(names[1])].detach().to(second).requires_grad_())
+        mixed = replaced(pixels, tensors, names[0], tensors[0].detach().to(first).requires_grad_())
+        mixed = replaced(
+            pixels, mixed, names[1], mixed[pixels.tensors.index(names[1])].detach().to(second).requires_grad_()
+        )
         wide = torch.promote_types(torch.float32, second)
-        expected = nll(row, [t.detach().to(wide).requires_grad_() for t in mixed])
-        value, *grads = nll(row, mixed)
+        expected = nll(pixels, [t.detach().to(wide).requires_grad_() for t in mixed])
+        value, *grads = nll(pixels, mixed)
         assert torch.equal(value, expected[0])
         for grad, e, t in zip(grads, expected[1:], mixed, strict=True):
             assert torch.equal(grad, e.to(t.dtype))
@@ -147,32 +157,32 @@ def test_images_in_channels_last(row, backend):
         assert torch.equal(a, e)
 
 
-def test_validate(row, backend):
-    tensors = row.inputs(SHAPE, device=backend.device)
-    function = getattr(vaefast, row.name)
+def test_validate(pixels, backend):
+    tensors = pixels.inputs(SHAPE, device=backend.device)
+    function = getattr(vaefast, pixels.name)
     assert torch.equal(function(*tensors, validate=True), function(*tensors))
-    x = tensors[row.tensors.index("x")].detach().clone()
+    x = tensors[pixels.tensors.index("x")].detach().clone()
     x[3, 4] = float("nan")
     with pytest.raises(ValueError, match="x must be"):
-        function(*replaced(row, tensors, "x", x), validate=True)
-    assert function(*replaced(row, tensors, "x", x))[3].isnan()
+        function(*replaced(pixels, tensors, "x", x), validate=True)
+    assert function(*replaced(pixels, tensors, "x", x))[3].isnan()
 
 
-def test_refusals_name_the_argument(row, backend):
-    tensors = [t.detach() for t in row.inputs(SHAPE, device=backend.device)]
-    function = getattr(vaefast, row.name)
-    for name, tensor in zip(row.tensors, tensors, strict=True):
+def test_refusals_name_the_argument(pixels, backend):
+    tensors = [t.detach() for t in pixels.inputs(SHAPE, device=backend.device)]
+    function = getattr(vaefast, pixels.name)
+    for name, tensor in zip(pixels.tensors, tensors, strict=True):
         with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
-            function(*replaced(row, tensors, name, [1.0]))
+            function(*replaced(pixels, tensors, name, [1.0]))
         with pytest.raises(ValueError, match=f"must broadcast to one shape.*{name} \\(5, 3\\)"):
-            function(*replaced(row, tensors, name, torch.zeros(5, 3, device=backend.device)))
+            function(*replaced(pixels, tensors, name, torch.zeros(5, 3, device=backend.device)))
         with pytest.raises(TypeError, match=f"{name} must be .*complex64"):
-            function(*replaced(row, tensors, name, tensor.to(torch.complex64)))
+            function(*replaced(pixels, tensors, name, tensor.to(torch.complex64)))
         if name != "x":
             with pytest.raises(
                 TypeError, match=f"{name} must be float32, float64, float16 or bfloat16, got torch.int32"
             ):
-                function(*replaced(row, tensors, name, tensor.int()))
+                function(*replaced(pixels, tensors, name, tensor.int()))
     with pytest.raises(TypeError, match="weight must be a tensor, got float"):
         function(*tensors, weight=0.5)
     with pytest.raises(ValueError, match="batch_ndim must be from 0 to"):

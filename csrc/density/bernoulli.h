@@ -24,7 +24,7 @@ struct BernoulliNLLBackward : Density<2, 1, 2, 0, false, 1> {  // (logits, x; gr
   }
 };
 
-using BernoulliNLLWithGradient = WithGradient<BernoulliNLLForward, BernoulliNLLBackward>;
+struct BernoulliNLLWithGradient : WithGradient<BernoulliNLLForward, BernoulliNLLBackward> {};
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

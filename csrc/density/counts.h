@@ -35,7 +35,7 @@ struct PoissonNLLForward : Density<2, 0, 0, 1, false, 0> {  // (log_rate, x) -> 
 };
 
 struct PoissonNLLBackward : Density<2, 1, 1, 0, false, 0> {  // (log_rate, x; grad) -> grad_log_rate
-  VAEFAST_MAP { out[0] = row[0] * (exp_parts(in[0]).exp - in[1]); }
+  VAEFAST_MAP { out[0] = product(row[0], exp_parts(in[0]).exp - in[1]); }
 };
 
 // ---- negative binomial ----
@@ -104,8 +104,8 @@ struct NegativeBinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (mu, x, 
 struct NegativeBinomialNLLBackward : Density<3, 1, 2, 0, false, 0> {  // (…; grad) -> grad_mu, grad_log_theta
   VAEFAST_MAP {
     NegativeBinomialGradient<T> g = negative_binomial_gradient(in[0], in[1], in[2]);
-    out[0] = row[0] * g.mu;
-    out[1] = row[0] * g.log_theta;
+    out[0] = product(row[0], g.mu);
+    out[1] = product(row[0], g.log_theta);
   }
 };
 
@@ -152,10 +152,10 @@ struct ZeroInflatedNegativeBinomialNLLBackward : Density<4, 1, 3, 0, false, 0> {
     auto zero = in[1] == splat<T>(0);
     ZeroInflation<T> z = zero_inflation(in[3], select(zero, g.zero_nll, splat<T>(0)));
     T inverse = S(1) / z.zero, not_gated = z.rest * z.exp * inverse;  // where the zero came from
-    T scale = row[0] * select(zero, not_gated, splat<T>(1));
-    out[0] = scale * g.mu;
-    out[1] = scale * g.log_theta;
-    out[2] = row[0] * (z.gate * select(zero, z.rest * z.expm1 * inverse, splat<T>(1)));
+    T scale = product(row[0], select(zero, not_gated, splat<T>(1)));
+    out[0] = product(scale, g.mu);
+    out[1] = product(scale, g.log_theta);
+    out[2] = product(row[0], z.gate * select(zero, z.rest * z.expm1 * inverse, splat<T>(1)));
   }
 };
 
@@ -200,7 +200,7 @@ struct BinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (logits, x, tota
 struct BinomialNLLBackward : Density<3, 1, 1, 0, false, 0> {  // (logits, x, total; grad) -> grad_logits
   VAEFAST_MAP {
     Logistic<T> l = logistic(in[0]);
-    out[0] = row[0] * ((in[2] - in[1]) * l.sigmoid - in[1] * l.complement);
+    out[0] = product(row[0], (in[2] - in[1]) * l.sigmoid - in[1] * l.complement);
   }
 };
 
@@ -272,6 +272,7 @@ struct BetaBinomialNLLForward : Density<4, 0, 0, 1, false, 0> {  // (logits, x, 
 //   d/dlog_concentration = alpha ln(1 + u) + beta ln(1 + v) - h(x, alpha) - h(y, beta) + h(total, c), and
 //   d/dlogits = c p (1 - p) (ln(1 + u) - ln(1 + v)) + p h(y, beta) - (1 - p) h(x, alpha), p = sigmoid(logits).
 struct BetaBinomialNLLBackward : Density<4, 1, 2, 0, false, 0> {  // (…; grad) -> grad_logits, grad_log_concentration
+  static constexpr bool heavy = true;
   VAEFAST_MAP {
     using S = Scalar<T>;
     T x = in[1], total = in[2], y = total - x;
@@ -288,8 +289,8 @@ struct BetaBinomialNLLBackward : Density<4, 1, 2, 0, false, 0> {  // (…; grad)
     T ratios = select(near, second_order, alpha * a.log + beta * b.log);
     T x_part = digamma_difference(x, alpha).value(), y_part = digamma_difference(y, beta).value();
     T part = digamma_difference(total, c).value() - (x_part + y_part);
-    out[0] = row[0] * (alpha * l.complement * (a.log - b.log) + (l.sigmoid * y_part - l.complement * x_part));
-    out[1] = row[0] * (ratios + part);
+    out[0] = product(row[0], alpha * l.complement * (a.log - b.log) + (l.sigmoid * y_part - l.complement * x_part));
+    out[1] = product(row[0], ratios + part);
   }
 };
 
