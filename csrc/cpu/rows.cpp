@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "cpu/normals.h"
+#include "cpu/pair.h"
 #include "density/table.h"
 #include "walk.h"
 
@@ -125,15 +126,15 @@ void write(const Elements& e, const Tile& tile, const C* buffer) {
   }
 }
 
+// A vector of noise, which is float32 whatever the walk computes in.
+VF_FN void widen_noise(F32& v, const float* from) { fill(v, from); }
+VF_FN void widen_noise(F64& v, const float* from) {
+  for (int i = 0; i < kFloats / 2; ++i) v[i] = from[i];
+}
 template <class V>
-VF_FN V noise_vector(const float* eps) {
-  if constexpr (sizeof(Scalar<V>) == 4) {
-    return load<V>(eps);
-  } else {
-    V v;
-    for (unsigned i = 0; i < sizeof(V) / 8; ++i) v[i] = eps[i];
-    return v;
-  }
+VF_FN void widen_noise(Pair<V>& v, const float* from) {
+  widen_noise(v.first, from);
+  widen_noise(v.second, from + sizeof(V) / sizeof(Scalar<V>));
 }
 
 // value * weight, where a weight of 0 leaves nothing, not even of inf and NaN
@@ -144,9 +145,9 @@ VF_FN V weighed(V value, V weight) {
 
 template <class D, class C>
 class Runner {
-  using V = typename VectorOf<C>::Type;
+  using V = Pair<typename VectorOf<C>::Type>;
   static constexpr int kLanes = sizeof(V) / sizeof(C);
-  static constexpr int kPadded = kTile + kNormals;
+  static constexpr int kPadded = kTile + kLanes;
   template <int N>
   static constexpr int kAtLeast1 = N > 0 ? N : 1;
 
@@ -197,9 +198,10 @@ class Runner {
 
   // The normals of the tile, made in whole groups; returns where the tile's first one lies.
   const float* make_noise(const Tile& tile, float* buffer) const {
-    int64_t first = tile.row * walk_.cols + tile.col, group = first / kNormals;
-    int skip = static_cast<int>(first - group * kNormals);
-    for (int at = 0; at < skip + tile.size(); at += kNormals) normals(buffer + at, group++, seed_, offset_);
+    int64_t first = tile.row * walk_.cols + tile.col, group = first / kGroup;
+    int skip = static_cast<int>(first - group * kGroup);
+    for (int at = 0; at < skip + tile.size(); at += kNormals, group += kNormals / kGroup)
+      normals(buffer + at, group, seed_, offset_);
     return buffer + skip;
   }
 
@@ -208,7 +210,7 @@ class Runner {
     alignas(64) C row_buffer[kAtLeast1<D::row_inputs>][D::row_inputs ? kPadded : 1];
     alignas(64) C out_buffer[kAtLeast1<D::outputs>][D::outputs ? kPadded : 1];
     alignas(64) C sum_buffer[kAtLeast1<D::row_outputs>][D::row_outputs ? kPadded : 1];
-    alignas(64) float noise_buffer[D::noise ? kPadded + kNormals : 1];
+    alignas(64) float noise_buffer[D::noise ? kGroup + kTile + kNormals : 1];
     const C* in[kAtLeast1<D::inputs>];
     C* out[kAtLeast1<D::outputs>];
     const int size = tile.size();
@@ -237,13 +239,13 @@ class Runner {
 
     C params[kAtLeast1<D::params>];  // a copy, which no store can change: what depends on it alone leaves the loop
     for (int i = 0; i < D::params; ++i) params[i] = params_[i];
-    // one vector: `get` and `put` load and store it, whole or in part
+    // one pair of vectors: `get` and `put` load and store it, whole or in part
     auto step = [&](int at, auto get, auto put) {
       V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<D::row_outputs>];
       V e{};
       for (int i = 0; i < D::inputs; ++i) x[i] = get(in[i] + at);
       for (int i = 0; i < D::row_inputs; ++i) row[i] = load<V>(row_buffer[i] + at);
-      if constexpr (D::noise) e = noise_vector<V>(eps + at);
+      if constexpr (D::noise) widen_noise(e, eps + at);
       if (D::row_inputs && weight)
         for (int i = 0; i < D::row_inputs; ++i) row[i] = weighed(row[i], get(weight + at));
       D()(x, row, e, params, y, s);

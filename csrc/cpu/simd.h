@@ -38,11 +38,15 @@ struct Lanes<F32> {
 template <>
 struct Lanes<I32> {
   using Scalar = int32_t;
+  using Int = I32;
+  using Uint = U32;
 };
 
 template <>
 struct Lanes<I64> {
   using Scalar = int64_t;
+  using Int = I64;
+  using Uint = U64;
 };
 
 template <>
@@ -95,9 +99,14 @@ struct VectorOf<double> {
 };
 
 template <class V>
+VF_FN void fill(V& v, const Scalar<V>* from) {
+  memcpy(&v, from, sizeof(v));
+}
+
+template <class V>
 VF_FN V load(const Scalar<V>* from) {
   V v;
-  memcpy(&v, from, sizeof(v));
+  fill(v, from);
   return v;
 }
 

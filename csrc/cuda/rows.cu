@@ -135,17 +135,16 @@ struct Share {
 template <int N>
 __device__ __forceinline__ void normals(const uint64_t (&blocks)[N], const int64_t* seed, float* to) {
   const uint64_t key = seed[0], offset = seed[1];
-  uint32_t r[N][4];
+  const uint32_t offset_lo = static_cast<uint32_t>(offset), offset_hi = static_cast<uint32_t>(offset >> 32);
+  Counter<uint32_t, uint32_t, uint32_t, uint32_t> w[N];
+#pragma unroll
+  for (int q = 0; q < N; ++q)
+    w[q] = philox4x32(
+        counter(static_cast<uint32_t>(blocks[q]), static_cast<uint32_t>(blocks[q] >> 32), offset_lo, offset_hi), key);
 #pragma unroll
   for (int q = 0; q < N; ++q) {
-    r[q][0] = static_cast<uint32_t>(blocks[q]), r[q][1] = static_cast<uint32_t>(blocks[q] >> 32);
-    r[q][2] = static_cast<uint32_t>(offset), r[q][3] = static_cast<uint32_t>(offset >> 32);
-  }
-  philox4x32(r, key);
-#pragma unroll
-  for (int q = 0; q < N; ++q) {
-    box_muller(r[q][0], r[q][1], to[4 * q], to[4 * q + 1]);
-    box_muller(r[q][2], r[q][3], to[4 * q + 2], to[4 * q + 3]);
+    box_muller(w[q].a, w[q].b, to[4 * q], to[4 * q + 1]);
+    box_muller(w[q].c, w[q].d, to[4 * q + 2], to[4 * q + 3]);
   }
 }
 

@@ -12,7 +12,8 @@ struct KLByDimensionForward : Density<2, 0, 1, 1, false, 2> {  // (mu, logvar) -
   }
 };
 
-struct KLByDimensionBackward : Density<3, 1, 2, 0, false, 2> {  // (grad_terms, mu, logvar; grad_kl) -> grad_mu, grad_logvar
+struct KLByDimensionBackward
+    : Density<3, 1, 2, 0, false, 2> {  // (grad_terms, mu, logvar; grad_kl) -> grad_mu, grad_logvar
   VAEFAST_MAP {
     T grad = in[0] + row[0];
     KLStandardNormalBackward()(in + 1, &grad, eps, p, out, sum);

@@ -75,11 +75,18 @@ VF_FN void multiply_wide(uint32_t a, uint32_t m, uint32_t& hi, uint32_t& lo) {
   lo = static_cast<uint32_t>(product);
 }
 
+#if !defined(__CUDACC__)
+template <class To, class From>
+VF_FN To convert(From from) {
+  return __builtin_convertvector(from, To);
+}
+#endif
+
 template <class T>
 VF_FN T to_float(Int<T> value) {
 #if !defined(__CUDACC__)
   if constexpr (sizeof(T) != sizeof(Scalar<T>))
-    return __builtin_convertvector(value, T);
+    return convert<T>(value);
   else
 #endif
     return static_cast<T>(value);

@@ -6,27 +6,39 @@
 namespace vaefast {
 inline namespace VAEFAST_ISA {
 
-// Salmon et al. 2011, for N counters side by side, so that their chains of dependent operations overlap. `Word` holds
-// one 32-bit word per lane, in a lane of 32 bits or in the low half of one of 64.
-template <int N, class Word>
-VF_FN void philox4x32(Word (&counter)[N][4], uint64_t seed) {
+// The four words that Philox mixes. A word is 32 bits, or lanes of 32 or of 64 of which the low half counts; words that
+// are the same in all lanes may be plain numbers, and stay so for as many rounds as they can.
+template <class A, class B, class C, class D>
+struct Counter {
+  A a;
+  B b;
+  C c;
+  D d;
+};
+
+template <class A, class B, class C, class D>
+VF_FN Counter<A, B, C, D> counter(A a, B b, C c, D d) {
+  return {a, b, c, d};
+}
+
+template <class A, class B, class C, class D>
+VF_FN auto philox_round(Counter<A, B, C, D> w, uint32_t k0, uint32_t k1) {
+  A hi0, lo0;
+  C hi1, lo1;
+  multiply_wide(w.a, 0xD2511F53u, hi0, lo0);
+  multiply_wide(w.c, 0xCD9E8D57u, hi1, lo1);
+  return counter(hi1 ^ w.b ^ k0, lo1, hi0 ^ w.d ^ k1, lo0);
+}
+
+// Philox4x32-10 (Salmon et al. 2011).
+template <class A, class B, class C, class D>
+VF_FN auto philox4x32(Counter<A, B, C, D> c, uint64_t seed) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  constexpr uint32_t step0 = 0x9E3779B9u, step1 = 0xBB67AE85u;
+  auto w = philox_round(philox_round(philox_round(c, k0, k1), k0 + step0, k1 + step1), k0 + 2 * step0, k1 + 2 * step1);
   VF_UNROLL
-  for (int round = 0; round < 10; ++round) {
-    VF_UNROLL
-    for (int i = 0; i < N; ++i) {
-      Word* c = counter[i];
-      Word hi0, lo0, hi1, lo1;
-      multiply_wide(c[0], 0xD2511F53u, hi0, lo0);
-      multiply_wide(c[2], 0xCD9E8D57u, hi1, lo1);
-      c[0] = hi1 ^ c[1] ^ k0;
-      c[1] = lo1;
-      c[2] = hi0 ^ c[3] ^ k1;
-      c[3] = lo0;
-    }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
+  for (uint32_t round = 3; round < 10; ++round) w = philox_round(w, k0 + round * step0, k1 + round * step1);
+  return w;
 }
 
 template <class T>
