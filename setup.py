@@ -29,8 +29,8 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 # noise: no multiply-add may be contracted, and a square root that can set errno does not vectorise
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# The vectors are written out: looking for more of them gains nothing, and crashes g++ 12 on the longest densities. Unasked,
-# g++ for x86 does not move independent instructions between those that wait for each other, which is worth 5 to 10 %.
+# The vectors are written out: looking for more of them gains nothing, and crashes g++ 12 on the longest densities.
+# Unasked, g++ for x86 does not move independent instructions between those that wait: worth 5 to 10 %.
 EXPLICIT = ["-fno-tree-slp-vectorize", "-fschedule-insns"]
 # csrc/cpu/rows.cpp is compiled once per instruction set; the module picks one at run time
 INSTRUCTION_SETS = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import benchmarks
 import vaefast
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +79,7 @@ def environment() -> dict:
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return {
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE"),
+        "keeps_freed_memory": benchmarks.keeps_freed_memory,
         "transparent_hugepage": re.search(r"\[(\w+)\]", pages.read_text())[1] if pages.exists() else None,
         "VAEFAST_BACKEND": os.environ.get("VAEFAST_BACKEND"),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

@@ -71,6 +71,7 @@ def _rsample_kl(name: str, device: str, shape: tuple[int, ...], **options) -> Ca
         fused=fused_rsample_kl,
         shapes=(shape, shape),
         noise=shape,
+        peak_memory=True,
         **options,
     )
 
@@ -85,6 +86,7 @@ def _moments(workload: str, device: str, **options) -> Case:
         fused=fused_rsample_kl_moments,
         shapes=((batch, 2 * channels, height, width),),
         noise=(batch, channels, height, width),
+        peak_memory=True,
         **options,
     )
 

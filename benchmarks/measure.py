@@ -32,11 +32,14 @@ class Case:
         Where there is noise they take `eps=` and `seed=` too, so that both can be given the same.
     op: the density that tells which backends can run it.
     shapes: of the inputs, all of which take a gradient. None: nothing to differentiate.
+    prepare: makes the inputs from normals of these shapes times 0.5; None leaves them so.
+    data: tensors without gradient that come after the inputs, drawn with a generator on the CPU.
     noise: the shape of the noise, or None.
     exact: the fused result must be the same bits, not only near.
     compiled: whether torch.compile takes part.
     threads: of the CPU; None leaves PyTorch's own number.
     targets: for a rival, how many times faster vaefast shall be.
+    peak_memory: whether memory is measured.
     """
 
     name: str
@@ -45,17 +48,24 @@ class Case:
     eager: Callable
     fused: Callable
     shapes: tuple[tuple[int, ...], ...] = ()
+    prepare: Callable | None = None
+    data: Callable[[torch.Generator], tuple[torch.Tensor, ...]] | None = None
     noise: tuple[int, ...] | None = None
     dtype: torch.dtype = torch.float32
     exact: bool = False
     compiled: bool = True
     threads: int | None = None
     targets: dict[str, float] = field(default_factory=dict)
+    peak_memory: bool = False
 
     def inputs(self) -> list[torch.Tensor]:
+        """Those that take a gradient, then the data."""
         generator = torch.Generator(self.device).manual_seed(0)
         draw = {"generator": generator, "device": self.device, "dtype": self.dtype}
-        return [(0.5 * torch.randn(shape, **draw)).requires_grad_() for shape in self.shapes]
+        inputs = [0.5 * torch.randn(shape, **draw) for shape in self.shapes]
+        inputs = [t.requires_grad_() for t in (inputs if self.prepare is None else self.prepare(*inputs))]
+        data = () if self.data is None else self.data(torch.Generator().manual_seed(2))
+        return [*inputs, *[t.to(self.device) for t in data]]
 
 
 @dataclass(frozen=True)
@@ -77,10 +87,11 @@ def fused_backends(op: str, device: str) -> list[str]:
 
 
 def upstream(outputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """Fixed upstream gradients, the same values for every contender: bfloat16 numbers, which every dtype holds."""
+    """Fixed upstream gradients, the same for every contender: 1 for a scalar, which is a loss; else random bfloat16
+    numbers, which every dtype holds."""
     generator = torch.Generator(outputs[0].device).manual_seed(1)
     draw = {"generator": generator, "device": outputs[0].device, "dtype": torch.bfloat16}
-    return [torch.randn(o.shape, **draw).to(o.dtype) for o in outputs]
+    return [torch.randn(o.shape, **draw).to(o.dtype) if o.ndim else torch.ones_like(o) for o in outputs]
 
 
 def check(case: Case) -> None:
@@ -90,22 +101,24 @@ def check(case: Case) -> None:
         WrongResultError: names the backend and the output.
     """
     inputs = case.inputs()
-    truth = [t.detach().double().requires_grad_() for t in inputs]
+    # copies, so that each gradient is its own
+    truth = [t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs]
     ours, theirs = {}, {}
     if case.noise is not None:
         ours["seed"] = vaefast.draw_seed(case.device)
         theirs["eps"] = noise.standard_normal(ours["seed"], case.noise, torch.float64)
     expected = case.eager(*truth, **theirs)
     grads = upstream(expected)
-    if inputs:
+    if case.shapes:
         torch.autograd.backward(expected, grads)
-    expected = [*expected, *[t.grad for t in truth]]
+    expected = [*expected, *[t.grad for t in truth if t.requires_grad]]
     for backend in fused_backends(case.op, case.device):
         with vaefast.use_backend(backend):
             outputs = case.fused(*inputs, **ours)
-            if inputs:
+            if case.shapes:
                 torch.autograd.backward(outputs, [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)])
-        for i, (actual, wanted) in enumerate(zip([*outputs, *[t.grad for t in inputs]], expected, strict=True)):
+        actual_grads = [t.grad for t in inputs if t.requires_grad]
+        for i, (actual, wanted) in enumerate(zip([*outputs, *actual_grads], expected, strict=True)):
             tolerance = 0 if case.exact else _TOLERANCE[actual.dtype]
             try:
                 torch.testing.assert_close(actual, wanted.to(actual.dtype), rtol=tolerance, atol=min(tolerance, 1e-5))
@@ -121,12 +134,13 @@ def check(case: Case) -> None:
 
 def step(function: Callable, inputs: list[torch.Tensor]) -> Callable[[], object]:
     """One forward and backward; without inputs, the forward alone. Returns the outputs."""
-    if not inputs:
+    leaves = [t for t in inputs if t.requires_grad]
+    if not leaves:
         return function
     grads = upstream(function(*inputs))
 
     def run():
-        for t in inputs:
+        for t in leaves:
             t.grad = None
         outputs = function(*inputs)
         torch.autograd.backward(outputs, grads)
@@ -263,10 +277,11 @@ def _peak_cuda(call: Callable) -> tuple[int, int]:
 def memory(case: Case, entrants: dict[str, Contender]) -> dict[str, dict]:
     """Bytes beyond the inputs: the forward's peak, what is held until the backward, and the peak of both.
 
-    `outputs` is what the user asked for, z and kl; the seed is 16 bytes more. The peak of both holds the gradients.
+    `outputs` and `gradients` are what the user asked for; the seed is 16 bytes more. The peak of both holds them all.
     """
     peak_of = _peak_cuda if case.device == "cuda" else _peak_cpu
     inputs = case.inputs()
+    gradients = sum(t.nbytes for t in inputs if t.requires_grad)
     forwards = {name: case.fused for name in fused_backends(case.op, case.device)} | {"eager": case.eager}
     if "compile" in entrants:
         forwards["compile"] = torch.compile(case.eager, fullgraph=True, dynamic=False)
@@ -282,7 +297,13 @@ def memory(case: Case, entrants: dict[str, Contender]) -> dict[str, dict]:
             both, _ = peak_of(whole)
             for t in inputs:
                 t.grad = None
-        result[name] = {"outputs": outputs, "forward_peak": peak, "held_for_backward": held, "step_peak": both}
+        result[name] = {
+            "outputs": outputs,
+            "gradients": gradients,
+            "forward_peak": peak,
+            "held_for_backward": held,
+            "step_peak": both,
+        }
     return result
 
 
@@ -315,7 +336,7 @@ def rows(case: Case, seconds: float) -> list[dict]:
             "checked": True,  # or check() had raised
         }
         result = [head | {"mode": "launched"} | _timed(launched, head["fused"], case.device, seconds)]
-        if case.noise is not None and case.shapes:
+        if case.peak_memory:
             result[0]["memory"] = memory(case, launched)
         if case.device == "cuda":
             captured = {name: replayed(case, c) for name, c in launched.items()}

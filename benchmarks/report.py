@@ -63,15 +63,17 @@ def speed_table(rows: list[dict]) -> str:
 
 
 def memory_table(rows: list[dict]) -> str:
-    columns = {"outputs": "z and KL", "forward_peak": "forward's peak", "held_for_backward": "held for backward"}
+    columns = {"outputs": "outputs", "forward_peak": "forward's peak", "held_for_backward": "held for backward"}
     columns["step_peak"] = "peak of both"
-    head = ["workload", "contender", *columns.values(), "beyond z, KL, seed"]
+    head = ["workload", "contender", *columns.values(), "forward, beyond outputs and seed", "both, beyond results"]
     lines = []
     for row in rows:
         for name, used in row.get("memory", {}).items():
             # 16 bytes of seed are vaefast's; others keep none
-            beyond = used["forward_peak"] - used["outputs"] - 16 * (name in row["fused"])
-            lines.append([_label(row), name, *[size(used[c]) for c in columns], size(beyond) if beyond else "nothing"])
+            wanted = used["outputs"] + 16 * (name in row["fused"])
+            beyond = used["forward_peak"] - wanted, used["step_peak"] - wanted - used["gradients"]
+            extra = [size(b) if b > 0 else "nothing" for b in beyond]
+            lines.append([_label(row), name, *[size(used[c]) for c in columns], *extra])
     return _table(head, lines) if lines else ""
 
 
