@@ -213,6 +213,15 @@ def test_layouts(row, layout, shape):
     check(row, tensors)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 16), (3, 1, 7)], ids=shape_id)
+def test_samples_of_one_batch_are_read_in_place(row, shape):
+    """[B, 1, N] that stands for [B, K, N], and [K, B, N] whose batch is its second dimension."""
+    if row.takes("batch_ndim"):
+        tensors = [t.detach() for t in row.inputs(shape)]
+        check(row, [t.expand(3, 4, -1).requires_grad_() for t in tensors], batch_ndim=2)
+        check(row, [t.expand(3, 4, -1).transpose(0, 1).requires_grad_() for t in tensors], batch_ndim=2)
+
+
 def test_one_strided_tensor_among_dense_ones(row):
     first, *rest = row.inputs((6, 4, 2, 8))
     check(row, [LAYOUTS["channels last"](first.detach()).requires_grad_(), *rest])
@@ -549,7 +558,7 @@ def test_far_elements(monkeypatch, shape, strides, batch_ndim, program):
     seed = seed_tensor()
     out = torch.empty(1024).as_strided(shape, strides)
     _, arguments, options, _ = rows.launch("standard_normal", batch_ndim, (), (), (out,), (), seed, (), None)
-    tile = rows.tiling(*arguments[8:10], 4, True, False)
+    tile = rows.tiling(*arguments[8:10], 4, 8, True, False)
 
     def far(*index):
         interpreter_builder.grid_idx = program, 0, 0
@@ -566,24 +575,25 @@ def test_far_elements(monkeypatch, shape, strides, batch_ndim, program):
 
 
 @triton.jit
-def offsets_kernel(out, operand, row, col, cols):
+def offsets_kernel(out, operand, row, col):
     base = operand[0].to(tl.int64)
     one = tl.arange(0, 1).to(tl.int64)
-    row, col = (row + one)[:, None], (col + one)[None, :]
-    pointers = rows._pointers(operand, row, col, col.to(cols.dtype), 4)
+    row, col = row + one, (col + one)[None, :]
+    pointers = rows._pointers(operand, (row, row), (col, col), 4)
     tl.store(out + tl.arange(0, 1)[:, None], (pointers.to(tl.int64) - base) // 4)
 
 
 def test_far_addresses():
     base = torch.zeros(1)
-    row, col, cols = 2**33 + 1, 2**32 + 10, 2**34
+    row, col = 2**33 + 1, 2**32 + 10  # 2 segments of rows or columns, and the rest
     for operand, expected in [
-        ((base, 2**20), row * 2**22 + col),
-        ((base, 2**22, 3), row * 2**22 + col * 3),
-        ((base, 7, 2**31, 2**34, 5), row * 7 + 2 * 2**34 + 10 * 5),
+        ((base, (2**20,), ()), row * 2**22 + col),
+        ((base, (2**22,), (3,)), row * 2**22 + col * 3),
+        ((base, (7,), (2**31, 2**34, 5)), row * 7 + 2 * 2**34 + 10 * 5),
+        ((base, (7, 2**34, 2**32), (3,)), 2 * 2**34 + 7 + col * 3),
     ]:
         out = torch.empty(1, dtype=torch.int64)
-        offsets_kernel[(1,)](out, operand, row, col, cols)
+        offsets_kernel[(1,)](out, operand, row, col)
         assert out.item() == expected
 
 

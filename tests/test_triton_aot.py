@@ -142,8 +142,8 @@ def vectors(launch: Launch, operands) -> Counter:
     """The accesses that a thread makes for dense operands, by their bytes: 16, or all that it has of small types."""
     bound, accesses = launch.bound, Counter()
     elements = bound["ROWS"] * bound["COLS"] // (32 * launch.options["num_warps"])
-    for tensor, *layout in operands:
-        if layout[-1] is not None:  # else one for the whole row
+    for tensor, _, columns in operands:
+        if columns is not None:  # else one for the whole row
             size = elements * tensor.element_size()
             accesses[min(size, 16)] += -(-size // 16)
     return accesses
