@@ -21,7 +21,18 @@ import triton
 import triton.language as tl
 
 from vaefast._layout import ALL_ROWS, Layout, readable, rows_and_cols, view
-from vaefast.kernels.density import bernoulli, continuous_bernoulli, gaussian, laplace, logistic, noise
+from vaefast.kernels.density import (
+    bernoulli,
+    continuous_bernoulli,
+    counts,
+    elbo,
+    gaussian,
+    iwae,
+    laplace,
+    logistic,
+    noise,
+    normal,
+)
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -34,10 +45,13 @@ def _standard_normal(inputs, row_inputs, eps, params):
 # A family's densities are its functions that are named as ops are
 DENSITIES = {"standard_normal": _standard_normal} | {
     name: density
-    for family in (gaussian, bernoulli, continuous_bernoulli, laplace, logistic)
+    for family in (gaussian, normal, elbo, iwae, bernoulli, continuous_bernoulli, laplace, logistic, counts)
     for name, density in vars(family).items()
-    if name.endswith(("_forward", "_backward"))
+    if name.endswith(("_forward", "_backward", "_with_gradient"))
 }
+
+# These would need more registers for 8 elements than a thread has
+_HEAVY = {"beta_binomial_nll_forward", "beta_binomial_nll_backward"}
 
 
 @triton.jit
@@ -247,7 +261,7 @@ def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, 
     if not row_inputs and not row_outputs and all([t.is_contiguous() for t in elements]):
         rows, cols, batch_ndim = 1, rows * cols, 0
     compute = tl.float64 if head.dtype == torch.float64 else tl.float32
-    per_thread = 4 if compute == tl.float64 else 8
+    per_thread = 4 if compute == tl.float64 or density in _HEAVY else 8
     itemsize = min([t.element_size() for t in elements])
     tile = tiling(rows, cols, itemsize, per_thread, seed is not None, bool(row_outputs))
     partials = tuple([t.new_empty((rows, tile.chunks)) for t in row_outputs]) if tile.chunks > 1 else ()
