@@ -20,8 +20,19 @@ import torch
 import triton
 import triton.language as tl
 
-from vaefast._layout import readable, rows_and_cols, view
-from vaefast.kernels.density import bernoulli, continuous_bernoulli, gaussian, laplace, logistic, noise
+from vaefast._layout import ALL_ROWS, Layout, readable, rows_and_cols, view
+from vaefast.kernels.density import (
+    bernoulli,
+    continuous_bernoulli,
+    counts,
+    elbo,
+    gaussian,
+    iwae,
+    laplace,
+    logistic,
+    noise,
+    normal,
+)
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -31,58 +42,56 @@ def _standard_normal(inputs, row_inputs, eps, params):
     return (eps,)
 
 
-DENSITIES = {
-    "standard_normal": _standard_normal,
-    "rsample_forward": gaussian.rsample_forward,
-    "rsample_backward": gaussian.rsample_backward,
-    "rsample_kl_forward": gaussian.rsample_kl_forward,
-    "rsample_kl_backward": gaussian.rsample_kl_backward,
-    "kl_standard_normal_forward": gaussian.kl_standard_normal_forward,
-    "kl_standard_normal_backward": gaussian.kl_standard_normal_backward,
-    "kl_normal_forward": gaussian.kl_normal_forward,
-    "kl_normal_backward": gaussian.kl_normal_backward,
-    "bernoulli_nll_forward": bernoulli.bernoulli_nll_forward,
-    "bernoulli_nll_backward": bernoulli.bernoulli_nll_backward,
-    "gaussian_nll_forward": gaussian.gaussian_nll_forward,
-    "gaussian_nll_backward": gaussian.gaussian_nll_backward,
-    "squared_error_forward": gaussian.squared_error_forward,
-    "squared_error_backward": gaussian.squared_error_backward,
-    "laplace_nll_forward": laplace.laplace_nll_forward,
-    "laplace_nll_backward": laplace.laplace_nll_backward,
-    "continuous_bernoulli_nll_forward": continuous_bernoulli.continuous_bernoulli_nll_forward,
-    "continuous_bernoulli_nll_backward": continuous_bernoulli.continuous_bernoulli_nll_backward,
-    "discretized_logistic_nll_forward": logistic.discretized_logistic_nll_forward,
-    "discretized_logistic_nll_backward": logistic.discretized_logistic_nll_backward,
+# A family's densities are its functions that are named as ops are
+DENSITIES = {"standard_normal": _standard_normal} | {
+    name: density
+    for family in (gaussian, normal, elbo, iwae, bernoulli, continuous_bernoulli, laplace, logistic, counts)
+    for name, density in vars(family).items()
+    if name.endswith(("_forward", "_backward", "_with_gradient"))
 }
+
+# These would need more registers for 8 elements than a thread has
+_HEAVY = {"beta_binomial_nll_forward", "beta_binomial_nll_backward"}
 
 
 @triton.jit
-def _pointers(operand, row, col, narrow, VECTOR: tl.constexpr):
-    """Where an operand's elements lie: (pointer, …) as `_operand` describes it. row: int64 [R, 1]; col: int64 [1, C]
-    or [R, C]; narrow: col in the type of cols, in which division is cheap."""
-    if len(operand) == 2:
-        pointers = operand[0] + row * operand[1] * VECTOR + col
-    elif len(operand) == 3:
-        pointers = operand[0] + row * operand[1] + col * operand[2]
+def _row_pointers(operand, row, VECTOR: tl.constexpr):
+    """Where an operand's rows begin, as `_operand` describes it. row: (int64 [R], the same in a type in which division
+    is cheap)."""
+    strides = operand[1]
+    offset = row[0] * strides[0]
+    if len(strides) > 1:
+        offset = (row[1] // strides[2]).to(tl.int64) * strides[1] + (row[1] % strides[2]).to(tl.int64) * strides[0]
+    return operand[0] + offset * VECTOR
+
+
+@triton.jit
+def _pointers(operand, row, col, VECTOR: tl.constexpr):
+    """Where an operand's elements lie, as `_operand` describes it. col: as row, of [1, C] or [R, C]."""
+    strides = operand[2]
+    pointers = _row_pointers(operand, row, VECTOR if len(strides) == 0 else 1)[:, None]
+    if len(strides) == 0:
+        pointers += col[0]
+    elif len(strides) == 1:
+        pointers += col[0] * strides[0]
     else:
-        pointers = operand[0] + row * operand[1] + (narrow // operand[2]).to(tl.int64) * operand[3]
-        pointers += (narrow % operand[2]).to(tl.int64) * operand[4]
+        pointers += (col[1] // strides[0]).to(tl.int64) * strides[1] + (col[1] % strides[0]).to(tl.int64) * strides[2]
     return pointers
 
 
 @triton.jit
 def _read_row(operand, row, row_mask, COMPUTE: tl.constexpr):
     """One number per row, [R, 1]."""
-    return tl.load(operand[0] + row * operand[1], mask=row_mask, other=0)[:, None].to(COMPUTE)
+    return tl.load(_row_pointers(operand, row, 1), mask=row_mask, other=0)[:, None].to(COMPUTE)
 
 
 @triton.jit
-def _read(operand, row, row_mask, col, narrow, mask, VECTOR: tl.constexpr, COMPUTE: tl.constexpr):
+def _read(operand, row, row_mask, col, mask, VECTOR: tl.constexpr, COMPUTE: tl.constexpr):
     """An operand's elements, [R, C], or [R, 1] where they are the same along the row."""
-    if operand[-1] is None:
+    if operand[2] is None:
         x = _read_row(operand, row, row_mask, COMPUTE)
     else:
-        x = tl.load(_pointers(operand, row[:, None], col, narrow, VECTOR), mask=mask, other=0).to(COMPUTE)
+        x = tl.load(_pointers(operand, row, col, VECTOR), mask=mask, other=0).to(COMPUTE)
     return x
 
 
@@ -112,7 +121,7 @@ def _store(pointers, x, mask):
 def rows_kernel(
     density: tl.constexpr,
     inputs,  # of operands, see _operand
-    row_inputs,  # of (pointer, row stride)
+    row_inputs,  # of (pointer, strides of the rows)
     outputs,  # of operands, or None where nobody asked for the output
     row_outputs,  # of pointers to [rows, chunks]
     weight,  # operand or None
@@ -145,24 +154,24 @@ def rows_kernel(
         in_row = col // VECTOR < cols // VECTOR
     row_mask = row < rows
     mask = row_mask[:, None] & in_row
-    narrow = col.to(cols.dtype)
+    at, along = (row, row.to(rows.dtype)), (col, col.to(cols.dtype))
 
     eps = None
     if seed is not None:
         quad = (first >> 2)[:, None] + (chunk * (COLS // 4) + tl.arange(0, COLS // 4))[None, :]
-        eps = noise.standard_normal(seed, quad)
+        eps = noise.standard_normal(seed, quad).to(COMPUTE)
     w = None
     if weight is not None:
-        w = _read(weight, row, row_mask, col, narrow, mask, VECTOR, COMPUTE)
-    x = [_read(operand, row, row_mask, col, narrow, mask, VECTOR, COMPUTE) for operand in inputs]
-    r = [_weighed(_read_row(operand, row, row_mask, COMPUTE), w) for operand in row_inputs]
+        w = _read(weight, at, row_mask, along, mask, VECTOR, COMPUTE)
+    x = [_read(operand, at, row_mask, along, mask, VECTOR, COMPUTE) for operand in inputs]
+    r = [_weighed(_read_row(operand, at, row_mask, COMPUTE), w) for operand in row_inputs]
     values = density(x, r, eps, [_float(bits, COMPUTE) for bits in floats])
     for i in tl.static_range(len(outputs)):
         if outputs[i] is not None:
             y = values[i]
             if len(row_inputs) > 0 and w is not None:  # a gradient: 0 times inf would be left of a weight of 0
                 y = tl.where(w == 0, 0.0, y)
-            _store(_pointers(outputs[i], row[:, None], col, narrow, VECTOR), y, mask)
+            _store(_pointers(outputs[i], at, along, VECTOR), y, mask)
     for i in tl.static_range(len(row_outputs)):
         total = tl.sum(tl.where(mask, _weighed(values[len(outputs) + i], w), 0.0), axis=1)
         tl.store(row_outputs[i] + row * chunks + chunk, total, mask=row_mask)
@@ -181,51 +190,66 @@ class Tiling(NamedTuple):
     num_warps: int
 
 
-_PER_WARP = 256  # elements: 8 a thread
-_TILE = 1024
-_WHOLE_ROW = 4096
+_WARPS = 4  # of a tile
+_MOST_WARPS = 16  # of a tile that is a row
 
 
 @functools.lru_cache(maxsize=4096)
-def tiling(rows: int, cols: int, itemsize: int, noisy: bool, summed: bool) -> Tiling:
+def tiling(rows: int, cols: int, itemsize: int, per_thread: int, noisy: bool, summed: bool) -> Tiling:
     """Tiles of 1024 elements on 4 warps, so a thread has 32 bytes of each float32 input in flight: at 1024 threads an
-    SM two inputs make 64 KiB, against the 25 KiB that latency times bandwidth asks for on an H200. A row of up to
-    4096 columns that is summed stays in one program, with as many warps more, which saves the second reduction.
-    Predicted from the hardware's figures; not measured."""
+    SM two inputs make 64 KiB, against the 25 KiB that latency times bandwidth asks for on an H200. A row of up to 4096
+    columns that is summed stays in one program, with as many warps more, which saves the second reduction. Predicted
+    from the hardware's figures; not measured.
+
+    itemsize: of the smallest type that is read or written.
+    per_thread: elements; 8, or, with half of all these sizes, 4.
+    """
+    per_warp = 32 * per_thread
+    tile, whole_row = _WARPS * per_warp, _MOST_WARPS * per_warp
     shifted = noisy and rows > 1 and cols % 4 != 0
     vector = 1 if shifted else math.gcd(cols, 16 // itemsize)
     widest = cols + 4 - math.gcd(cols, 4) if shifted else cols  # the quads that a row touches, in elements
     padded = max(triton.next_power_of_2(widest), 4)
-    tile_cols = min(padded, _WHOLE_ROW if summed and padded <= _WHOLE_ROW else _TILE)
-    tile_rows = min(max(_TILE // tile_cols, 1), triton.next_power_of_2(rows))
+    tile_cols = min(padded, whole_row if summed and padded <= whole_row else tile)
+    tile_rows = min(max(tile // tile_cols, 1), triton.next_power_of_2(rows))
     chunks = triton.cdiv(widest, tile_cols)
     programs = triton.cdiv(rows, tile_rows) * chunks
-    return Tiling(vector, rows == 1, shifted, tile_rows, tile_cols, chunks, programs, max(tile_cols // _PER_WARP, 4))
+    num_warps = max(tile_cols // per_warp, _WARPS)
+    return Tiling(vector, rows == 1, shifted, tile_rows, tile_cols, chunks, programs, num_warps)
 
 
 def _operand(tensor: torch.Tensor, batch_ndim: int, cols: int, vector: int) -> tuple:
-    """What the kernel needs of an elementwise tensor; the number of members says how its elements lie:
+    """What the kernel needs of an elementwise tensor: (pointer, strides of the rows, strides of the columns).
 
-    (pointer, row stride, None)                                        one element per row, the same at every column
-    (pointer, row stride / VECTOR)                                     dense rows
-    (pointer, row stride, stride)                                      one stride along the event, as in a transpose
-    (pointer, row stride, segment, segment stride, stride)             two, as in channels-last
+    Rows: (stride,), or (stride, segment stride, segment). Columns:
+
+    None                                 one element per row, the same at every column
+    ()                                   dense; the rows' strides are then divided by VECTOR
+    (stride,)                            one stride along the event, as in a transpose
+    (segment, segment stride, stride)    two, as in channels-last
     """
-    tensor, layout = readable(tensor, batch_ndim, cols, row_levels=1)
+    tensor, layout = readable(tensor, batch_ndim, cols)
+    rows = _row_strides(layout)
     if layout.segment == cols and layout.stride == 0 and cols > 1:
-        return tensor, layout.row_stride, None
+        return tensor, rows, None
     if cols == 1 or (layout.segment == cols and layout.stride == 1):
-        if layout.row_stride % vector == 0:
-            return tensor, layout.row_stride // vector
-        return tensor, layout.row_stride, 1
+        if all([stride % vector == 0 for stride in rows[:2]]):
+            return tensor, (*[stride // vector for stride in rows[:2]], *rows[2:]), ()
+        return tensor, rows, (1,)
     if layout.segment == cols:
-        return tensor, layout.row_stride, layout.stride
-    return tensor, *layout[:4]
+        return tensor, rows, (layout.stride,)
+    return tensor, rows, (layout.segment, layout.segment_stride, layout.stride)
 
 
-def _row_operand(tensor: torch.Tensor, batch_ndim: int) -> tuple[torch.Tensor, int]:
-    tensor, layout = readable(tensor, batch_ndim, 1, row_levels=1)
-    return tensor, layout.row_stride
+def _row_operand(tensor: torch.Tensor, batch_ndim: int) -> tuple[torch.Tensor, tuple]:
+    tensor, layout = readable(tensor, batch_ndim, 1)
+    return tensor, _row_strides(layout)
+
+
+def _row_strides(layout: Layout) -> tuple[int, ...]:
+    if layout.row_segment == ALL_ROWS:
+        return (layout.row_stride,)
+    return layout.row_stride, layout.row_segment_stride, layout.row_segment
 
 
 def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight):
@@ -236,7 +260,10 @@ def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, 
     rows, cols = rows_and_cols(head, batch_ndim)
     if not row_inputs and not row_outputs and all([t.is_contiguous() for t in elements]):
         rows, cols, batch_ndim = 1, rows * cols, 0
-    tile = tiling(rows, cols, min([t.element_size() for t in elements]), seed is not None, bool(row_outputs))
+    compute = tl.float64 if head.dtype == torch.float64 else tl.float32
+    per_thread = 4 if compute == tl.float64 or density in _HEAVY else 8
+    itemsize = min([t.element_size() for t in elements])
+    tile = tiling(rows, cols, itemsize, per_thread, seed is not None, bool(row_outputs))
     partials = tuple([t.new_empty((rows, tile.chunks)) for t in row_outputs]) if tile.chunks > 1 else ()
 
     def operand(tensor):
@@ -255,7 +282,7 @@ def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, 
         cols,
         tile.chunks,
         *tile[:5],
-        tl.float64 if head.dtype == torch.float64 else tl.float32,
+        compute,
     )
     # contraction would change the noise's bits
     return (tile.programs,), arguments, {"num_warps": tile.num_warps, "enable_fp_fusion": False}, partials

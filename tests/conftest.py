@@ -79,7 +79,9 @@ _BACKENDS = [
     Backend("reference", "cpu"),
     Backend("cpu", "cpu"),
     pytest.param(Backend("cuda", "cuda"), marks=pytest.mark.gpu),
-    pytest.param(Backend("triton", "cuda"), marks=pytest.mark.gpu),
+    Backend("triton", "cpu")  # in its interpreter
+    if os.environ.get("TRITON_INTERPRET") == "1"
+    else pytest.param(Backend("triton", "cuda"), marks=pytest.mark.gpu),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-_ALL_ROWS = 2**62  # a segment of the rows that no row lies beyond
+ALL_ROWS = 2**62  # a segment of the rows that no row lies beyond
 
 
 class Layout(NamedTuple):
@@ -24,7 +24,7 @@ class Layout(NamedTuple):
     segment: int
     segment_stride: int
     stride: int
-    row_segment: int = _ALL_ROWS
+    row_segment: int = ALL_ROWS
     row_segment_stride: int = 0
 
 
@@ -81,7 +81,7 @@ def readable(argument: Argument, batch_ndim: int, cols: int, row_levels: int = 2
     if tensor.is_contiguous():
         return tensor, contiguous(cols)
     layout = _merge(tuple(tensor.shape), tensor.stride(), batch_ndim)
-    if layout is None or (row_levels == 1 and layout.row_segment != _ALL_ROWS):
+    if layout is None or (row_levels == 1 and layout.row_segment != ALL_ROWS):
         return tensor.contiguous(), contiguous(cols)
     return tensor, layout
 

@@ -174,8 +174,8 @@ struct BinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (logits, x, tota
     Split<T> s = split(X * X * inverse);
     T low = Native<T>::multiply_add(s.e, splat<T>(ExpConstants<S>::ln2_lo), log1p_reduced(s.g));
     T delta = Native<T>::multiply_add(s.e, splat<T>(-ExpConstants<S>::ln2_hi), logits) - low;
-    auto first = select(x <= y, delta, -delta) < S(30);
-    auto by_x = select(first, x, y) <= select(first, y, x);
+    auto x_least = x <= y;
+    auto by_x = x_least == (select(x_least, delta, -delta) < S(30));
     T A = select(by_x, X, Y), B = select(by_x, Y, X), a = select(by_x, x, y);
     delta = select(by_x, delta, -delta);
 

@@ -25,3 +25,10 @@ def bernoulli_nll_backward(inputs, row_inputs, eps, params):
     grad_nll = row_inputs[0]
     sigmoid, _, _, _ = logistic(logits)
     return grad_nll * (sigmoid - x * params[0]), grad_nll * (logits * -params[0])
+
+
+@triton.jit
+def bernoulli_nll_with_gradient(inputs, row_inputs, eps, params):
+    return bernoulli_nll_backward(inputs, row_inputs, eps, params) + bernoulli_nll_forward(
+        inputs, row_inputs, eps, params
+    )

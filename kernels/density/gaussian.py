@@ -13,12 +13,12 @@ from vaefast.kernels.density.math import INF, exponentials, product, standardise
 
 
 @triton.jit
-def _bounded(logvar, params):
+def bounded(logvar, params):
     return tl.clamp(logvar, params[0], params[1], propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _inside(grad, logvar, params):
+def inside(grad, logvar, params):
     return tl.where((logvar < params[0]) | (logvar > params[1]), 0.0, grad)
 
 
@@ -31,21 +31,21 @@ def _kl_term(mu, expm1_half, excess_half):
 @triton.jit
 def rsample_forward(inputs, row_inputs, eps, params):
     mu, logvar = inputs
-    sigma, _, _ = exponentials(0.5 * _bounded(logvar, params))
+    sigma, _, _ = exponentials(0.5 * bounded(logvar, params))
     return (tl.fma(sigma, eps, mu),)
 
 
 @triton.jit
 def rsample_backward(inputs, row_inputs, eps, params):
     grad_z, logvar = inputs
-    sigma, _, _ = exponentials(0.5 * _bounded(logvar, params))
-    return (_inside(product(grad_z, 0.5 * sigma * eps), logvar, params),)
+    sigma, _, _ = exponentials(0.5 * bounded(logvar, params))
+    return (inside(product(grad_z, 0.5 * sigma * eps), logvar, params),)
 
 
 @triton.jit
 def rsample_kl_forward(inputs, row_inputs, eps, params):
     mu, logvar = inputs
-    sigma, expm1, excess = exponentials(0.5 * _bounded(logvar, params))
+    sigma, expm1, excess = exponentials(0.5 * bounded(logvar, params))
     return tl.fma(sigma, eps, mu), _kl_term(mu, expm1, excess)
 
 
@@ -53,15 +53,15 @@ def rsample_kl_forward(inputs, row_inputs, eps, params):
 def rsample_kl_backward(inputs, row_inputs, eps, params):
     grad_z, mu, logvar = inputs
     grad_kl = row_inputs[0]
-    sigma, expm1, _ = exponentials(0.5 * _bounded(logvar, params))
+    sigma, expm1, _ = exponentials(0.5 * bounded(logvar, params))
     grad_logvar = product(grad_z, 0.5 * sigma * eps) + product(grad_kl, 0.5 * expm1 * (expm1 + 2))
-    return grad_z + product(grad_kl, mu), _inside(grad_logvar, logvar, params)
+    return grad_z + product(grad_kl, mu), inside(grad_logvar, logvar, params)
 
 
 @triton.jit
 def kl_standard_normal_forward(inputs, row_inputs, eps, params):
     mu, logvar = inputs
-    _, expm1, excess = exponentials(0.5 * _bounded(logvar, params))
+    _, expm1, excess = exponentials(0.5 * bounded(logvar, params))
     return (_kl_term(mu, expm1, excess),)
 
 
@@ -69,17 +69,17 @@ def kl_standard_normal_forward(inputs, row_inputs, eps, params):
 def kl_standard_normal_backward(inputs, row_inputs, eps, params):
     mu, logvar = inputs
     grad_kl = row_inputs[0]
-    _, expm1, _ = exponentials(_bounded(logvar, params))
-    return product(grad_kl, mu), _inside(product(grad_kl, 0.5 * expm1), logvar, params)
+    _, expm1, _ = exponentials(bounded(logvar, params))
+    return product(grad_kl, mu), inside(product(grad_kl, 0.5 * expm1), logvar, params)
 
 
 @triton.jit
 def kl_normal_forward(inputs, row_inputs, eps, params):
     mu_q, logvar_q, mu_p, logvar_p = inputs
-    logvar_p = _bounded(logvar_p, params)
+    logvar_p = bounded(logvar_p, params)
     inverse_sigma, _, _ = exponentials(-0.5 * logvar_p)
     distance = standardised(mu_q - mu_p, inverse_sigma)
-    _, _, excess = exponentials(_bounded(logvar_q, params) - logvar_p)
+    _, _, excess = exponentials(bounded(logvar_q, params) - logvar_p)
     return (0.5 * (distance * distance + excess),)
 
 
@@ -87,13 +87,13 @@ def kl_normal_forward(inputs, row_inputs, eps, params):
 def kl_normal_backward(inputs, row_inputs, eps, params):
     mu_q, logvar_q, mu_p, logvar_p = inputs
     grad_kl = row_inputs[0]
-    bounded_p = _bounded(logvar_p, params)
+    bounded_p = bounded(logvar_p, params)
     inverse_sigma, _, _ = exponentials(-0.5 * bounded_p)
     distance = standardised(mu_q - mu_p, inverse_sigma)
-    _, expm1, _ = exponentials(_bounded(logvar_q, params) - bounded_p)
+    _, expm1, _ = exponentials(bounded(logvar_q, params) - bounded_p)
     grad_mu = product(grad_kl, standardised(distance, inverse_sigma))
-    grad_q = _inside(product(grad_kl, 0.5 * expm1), logvar_q, params)
-    grad_p = _inside(product(grad_kl, -0.5 * (expm1 + distance * distance)), logvar_p, params)
+    grad_q = inside(product(grad_kl, 0.5 * expm1), logvar_q, params)
+    grad_p = inside(product(grad_kl, -0.5 * (expm1 + distance * distance)), logvar_p, params)
     return grad_mu, grad_q, -grad_mu, grad_p
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vaefast.kernels.density.math import exponentials, log1p_positive, product
+from vaefast.kernels.density.math import at_least, exponentials, log1p_positive, product
 
 
 @triton.jit
@@ -25,14 +25,14 @@ def _bin(inputs, params):
     x = position + fine
     lowest, highest = x < half_bin - 1, x > 1 - half_bin
     edge = lowest | highest
-    log_scale = tl.where(log_scale < floor, floor, log_scale)
+    log_scale = at_least(log_scale, floor)
     inverse_scale, _, _ = exponentials(-log_scale)
     z = (position - mu + fine) * inverse_scale
     right = (z > 0) | (highest & (z == 0))  # mu lies left of the bin's centre
     beyond = (lowest & (z > 0)) | (highest & (z < 0))
     c = tl.abs(z)
     # past a log-scale of 60 the density is flat over a bin
-    h = tl.maximum(inverse_scale, 8.7565107626965203e-27, propagate_nan=tl.PropagateNan.ALL) * half_bin
+    h = at_least(inverse_scale, 8.7565107626965203e-27) * half_bin
     exp_c, expm1_c, _ = exponentials(-c)
     exp_h, expm1_h, _ = exponentials(-h)
     near, _, _ = exponentials(-tl.abs(c - h))
@@ -50,8 +50,8 @@ def discretized_logistic_nll_forward(inputs, row_inputs, eps, params):
     log_scale, _, c, h, near, far, e2h, one_minus_e2h, _, _, edge, beyond, _ = _bin(inputs, params)
     # (1 + near) (1 + far) / (1 - e^-2h), less 1: a sum of terms that are not negative
     odds = (near + far + near * far + e2h) / one_minus_e2h
-    linear = tl.where(beyond | (c < h), 0.0, c - h)
-    flat = tl.where(edge | (log_scale < 60), 0.0, log_scale - 60)
+    linear = tl.where(beyond, 0.0, at_least(c - h, 0.0))
+    flat = tl.where(edge, 0.0, at_least(log_scale - 60, 0.0))
     return (linear + log1p_positive(odds) + flat,)
 
 

@@ -15,6 +15,18 @@ NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
+def at_most(x, bound):
+    """NaN stays."""
+    return tl.where(x > bound, bound, x)
+
+
+@triton.jit
+def at_least(x, bound):
+    """NaN stays."""
+    return tl.where(x < bound, bound, x)
+
+
+@triton.jit
 def polynomial(x, coefficients):
     """Of a tuple of numbers, the highest power first."""
     if x.dtype == tl.float64:
@@ -122,6 +134,17 @@ def log_normal(x):
 
 
 @triton.jit
+def log_parts(x):
+    """high + low = ln(x) for normal, positive x; high, a multiple of a shortened ln(2), is exact."""
+    e, g = _split(x)
+    if x.dtype == tl.float64:
+        high, low = e * 6.93147180369123816490e-01, e * 1.90821492927058770002e-10 + (g + _log1p_tail(g))
+    else:
+        high, low = e * 0.693359375, tl.fma(e, -2.12194440e-4, g + _log1p_tail(g))
+    return high, low
+
+
+@triton.jit
 def log(x):
     """ln(x): -inf at 0, NaN below, right for subnormal numbers and +inf."""
     tiny: tl.constexpr = 2.2250738585072014e-308 if x.dtype == tl.float64 else 1.1754943508222875e-38
@@ -170,7 +193,7 @@ def logistic(x):
     small = t * large
     positive = x > 0
     tail = log1p_unit(t)
-    softplus, log = tl.where(x < 0, 0.0, x) + tail, tl.where(positive, 0.0, x) - tail
+    softplus, log = at_least(x, 0.0) + tail, at_most(x, 0.0) - tail
     return tl.where(positive, large, small), tl.where(positive, small, large), softplus, log
 
 
