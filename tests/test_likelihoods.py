@@ -187,3 +187,15 @@ def test_refusals_name_the_argument(pixels, backend):
         function(*tensors, weight=0.5)
     with pytest.raises(ValueError, match="batch_ndim must be from 0 to"):
         function(*tensors, batch_ndim=3)
+
+
+@pytest.mark.parametrize("cols", [1, 127, 128, 129, 784, 1024, 1025, 3000])
+def test_well_predicted_pixels_keep_their_digits(cols, backend):
+    """The CPU takes one logarithm of a product for a whole row: terms of 1e-30 beside each other, and beside one of 1."""
+    size = torch.linspace(1, 70, 5 * cols).reshape(5, cols).roll(3, 0)
+    size[1] += 30.0
+    x = (torch.arange(5 * cols).reshape(5, cols) % 3 == 0).float()
+    logits = torch.where(x == 1, size, -size)
+    truth = torch.nn.functional.softplus(-size.double()).sum(-1)
+    nll = vaefast.bernoulli_nll(logits.to(backend.device), x.to(backend.device))
+    torch.testing.assert_close(nll.cpu().double(), truth, rtol=3e-6, atol=0)

@@ -143,6 +143,22 @@ VF_FN V weighed(V value, V weight) {
   return select(weight == splat<V>(0), splat<V>(0), value * weight);
 }
 
+// The sum of ln(1 + t), every t in [0, 1], as the logarithm of the product less 1: all is positive, so that small t
+// keep their digits. Of at most kTile values none of the four products passes 2^64. Reads up to a vector past the end.
+template <class S>
+S sum_of_log1p(const S* values, int count) {
+  using V = typename VectorOf<S>::Type;
+  using Four = Pair<Pair<V>>;
+  constexpr int lanes = sizeof(V) / sizeof(S), step = 4 * lanes;
+  auto multiply = [](auto& product, auto t) { product = Native<decltype(t)>::multiply_add(t, product, t) + product; };
+  auto product = splat<Four>(0);
+  int i = 0;
+  for (; i + step <= count; i += step) multiply(product, load<Four>(values + i));
+  for (; i < count; i += lanes) multiply(product.first.first, load_first<V>(values + i, count - i));
+  Four logs = log1p_positive(product);
+  return add_lanes<S, kBytes>((logs.first.first + logs.first.second) + (logs.second.first + logs.second.second));
+}
+
 template <class D, class C>
 class Runner {
   using V = Pair<typename VectorOf<C>::Type>;
@@ -150,6 +166,8 @@ class Runner {
   static constexpr int kPadded = kTile + kLanes;
   template <int N>
   static constexpr int kAtLeast1 = N > 0 ? N : 1;
+  static constexpr int kTerms = D::row_outputs + D::log1p;
+  static constexpr int kManyCols = 8 * kFloats;  // from here on a row's product is cheaper than its logarithms
 
  public:
   explicit Runner(const Walk& walk) : walk_(walk) {
@@ -209,7 +227,7 @@ class Runner {
     alignas(64) C in_buffer[kAtLeast1<D::inputs>][D::inputs ? kPadded : 1];
     alignas(64) C row_buffer[kAtLeast1<D::row_inputs>][D::row_inputs ? kPadded : 1];
     alignas(64) C out_buffer[kAtLeast1<D::outputs>][D::outputs ? kPadded : 1];
-    alignas(64) C sum_buffer[kAtLeast1<D::row_outputs>][D::row_outputs ? kPadded : 1];
+    alignas(64) C sum_buffer[kAtLeast1<kTerms>][kTerms ? kPadded : 1];
     alignas(64) float noise_buffer[D::noise ? kGroup + kTile + kNormals : 1];
     const C* in[kAtLeast1<D::inputs>];
     C* out[kAtLeast1<D::outputs>];
@@ -237,11 +255,12 @@ class Runner {
       if (weight == weight_buffer) read(walk_.weight, tile, weight_buffer);
     }
 
+    [[maybe_unused]] const bool as_product = !weight && tile.cols >= kManyCols;
     C params[kAtLeast1<D::params>];  // a copy, which no store can change: what depends on it alone leaves the loop
     for (int i = 0; i < D::params; ++i) params[i] = params_[i];
     // one pair of vectors: `get` and `put` load and store it, whole or in part
     auto step = [&](int at, auto get, auto put) {
-      V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<D::row_outputs>];
+      V x[kAtLeast1<D::inputs>], row[kAtLeast1<D::row_inputs>], y[kAtLeast1<D::outputs>], s[kAtLeast1<kTerms>];
       V e{};
       for (int i = 0; i < D::inputs; ++i) x[i] = get(in[i] + at);
       for (int i = 0; i < D::row_inputs; ++i) row[i] = load<V>(row_buffer[i] + at);
@@ -249,10 +268,12 @@ class Runner {
       if (D::row_inputs && weight)
         for (int i = 0; i < D::row_inputs; ++i) row[i] = weighed(row[i], get(weight + at));
       D()(x, row, e, params, y, s);
+      if constexpr (D::log1p)
+        if (!as_product) s[0] = s[0] + log1p_unit(s[1]);
       if (D::row_outputs && weight)
         for (int i = 0; i < D::row_outputs; ++i) s[i] = weighed(s[i], get(weight + at));
       for (int i = 0; i < D::outputs; ++i) put(out[i] + at, y[i]);
-      for (int i = 0; i < D::row_outputs; ++i) store(sum_buffer[i] + at, s[i]);
+      for (int i = 0; i < kTerms; ++i) store(sum_buffer[i] + at, s[i]);
     };
     int at = 0;
     for (; at + kLanes <= size; at += kLanes)
@@ -268,6 +289,7 @@ class Runner {
     for (int i = 0; i < D::row_outputs; ++i)
       for (int r = 0; r < tile.rows; ++r) {
         C total = sum_of(sum_buffer[i] + r * tile.cols, tile.cols);
+        if (D::log1p && as_product) total += sum_of_log1p(sum_buffer[D::log1p] + r * tile.cols, tile.cols);
         if (partial)
           partial[(i * walk_.rows + tile.row + r) * pieces_ + tile.col / kTile] = total;
         else

@@ -146,6 +146,14 @@ VF_FN S add_lanes(typename VectorOfBytes<S, Bytes>::Type v) {
   }
 }
 
+// The first `count` lanes, or all; the others are 0, but are read.
+template <class V>
+VF_FN V load_first(const Scalar<V>* from, int count) {
+  Int<V> lane;
+  for (unsigned l = 0; l < sizeof(V) / sizeof(*from); ++l) lane[l] = l;
+  return select(lane < Scalar<Int<V>>(count), load<V>(from), V{});
+}
+
 // The sum of `values`, which may be read up to a vector past the end.
 template <class S>
 VF_FN S sum_of(const S* values, int count) {
@@ -154,11 +162,7 @@ VF_FN S sum_of(const S* values, int count) {
   V total{};
   int i = 0;
   for (; i + lanes <= count; i += lanes) total += load<V>(values + i);
-  if (i < count) {
-    Int<V> lane;
-    for (int l = 0; l < lanes; ++l) lane[l] = l;
-    total += select(lane < Scalar<Int<V>>(count - i), load<V>(values + i), V{});
-  }
+  if (i < count) total += load_first<V>(values + i, count - i);
   return add_lanes<S, kBytes>(total);
 }
 

@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads<S>) map_packs(const Task<D, Compute<S
       C x[kAtLeast1<D::inputs>], y[kAtLeast1<D::outputs>], term[kAtLeast1<D::row_outputs>];
 #pragma unroll
       for (int i = 0; i < D::inputs; ++i) x[i] = static_cast<C>(in[u][i].values[j]);
-      D()(x, of_row, static_cast<C>(eps[u * P + j]), task.params, y, term);
+      Whole<D>()(x, of_row, static_cast<C>(eps[u * P + j]), task.params, y, term);
 #pragma unroll
       for (int i = 0; i < D::outputs; ++i) out[i].values[j] = static_cast<S>(y[i]);
 #pragma unroll
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(kThreads<S>, 1) map_elements(const Task<D, Com
 #pragma unroll
       for (int i = 0; i < D::row_inputs; ++i) weighed[i] = product(weight, of_row[i]);
       const float e = j == at ? eps[0] : j == at + 1 ? eps[1] : j == at + 2 ? eps[2] : eps[3];
-      D()(x, weighed, static_cast<C>(e), task.params, y, term);
+      Whole<D>()(x, weighed, static_cast<C>(e), task.params, y, term);
 #pragma unroll
       for (int i = 0; i < D::outputs; ++i)
         if (task.outputs[i].data != nullptr) write(task.outputs[i], offset(task.outputs[i], share.row, col), y[i]);

@@ -6,11 +6,11 @@ namespace vaefast {
 inline namespace VAEFAST_ISA {
 
 struct BernoulliNLLForward : Density<2, 0, 0, 1, false, 1> {  // (logits, x) -> nll; p: what x is multiplied by
+  static constexpr bool log1p = true;
   VAEFAST_MAP {
     T x = in[1] * p[0];
-    T t = exp_parts(-absolute(in[0])).exp;
-    T linear = select(in[0] > Scalar<T>(0), product(splat<T>(1) - x, in[0]), product(-x, in[0]));
-    sum[0] = linear + log1p_unit(t);
+    sum[0] = product(select(in[0] > Scalar<T>(0), splat<T>(1) - x, -x), in[0]);
+    sum[1] = exp_parts(-absolute(in[0])).exp;
   }
 };
 
