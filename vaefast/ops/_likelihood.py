@@ -77,16 +77,14 @@ class Likelihood:
             reference=self._reference_backward,
             fused=self._fused_backward,
         )
-        self.with_gradient = (
-            None
-            if not with_gradient
-            else define(
+        self.with_gradient = None
+        if with_gradient:
+            self.with_gradient = define(
                 f"{name}_with_gradient(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants},"
                 f" bool[] wanted) -> ({', '.join(['Tensor'] * (self.count + 1))})",
                 reference=self._reference_with_gradient,
                 fused=self._fused_with_gradient,
             )
-        )
         self.function = self._function()
 
     def _reference_forward(self, *args):
@@ -220,7 +218,8 @@ class Likelihood:
     def _writes_gradient(self, tensors) -> bool:
         eager_cpu = tensors[0].device.type == "cpu" and unobserved(tensors[0])
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return self.with_gradient and eager_cpu and wanted and _backends.asked() in (None, "cpu", "reference")
+        has_it = self.with_gradient is not None and _backends.asked() in (None, "cpu", "reference")
+        return has_it and eager_cpu and wanted
 
     def _broadcast(self, named, weight):
         """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""
