@@ -598,10 +598,11 @@ def test_why_not():
 
 def test_ops_without_a_density_are_known():
     """Where Triton lacks a density, another backend runs; `vaefast info` says so, and README."""
-    lacking = {"bernoulli_nll_with_gradient"}
+    lacking = {f"{n}_with_gradient" for n in ("bernoulli_nll", "categorical_nll", "discretized_logistic_mixture_nll")}
     for name in (
         "poisson_nll", "negative_binomial_nll", "zero_inflated_negative_binomial_nll", "binomial_nll",
-        "beta_binomial_nll", "kl_by_dimension", "rsample_log_ratio", "normal_rsample", "normal_kl",
+        "beta_binomial_nll", "categorical_nll", "discretized_logistic_mixture_nll",
+        "kl_by_dimension", "rsample_log_ratio", "normal_rsample", "normal_kl",
     ):  # fmt: skip
         lacking |= {f"{name}_forward", f"{name}_backward"}
     assert {op.density for op in TABLE.values()} - set(rows.DENSITIES) == lacking

@@ -52,25 +52,38 @@ VF_FN auto is_class(T x, const In& logits) {
   return (x >= splat<T>(0)) & (x < splat<T>(static_cast<Scalar<T>>(logits.planes)));
 }
 
-struct CategoricalNLLForward : PlanesDensity<2, 0, 0, 1, 0> {  // (logits, x) -> nll
-  VAEFAST_MAP_PLANES {
-    T x = in[1][0];
-    auto valid = is_class(x, in[0]);
-    T logit = in[0].at(select(valid, x, splat<T>(0)));
-    sum[0] = select(valid, log_sum_exp<T>(in[0], in[0].planes) - logit, splat<T>(Scalar<T>(__builtin_nan(""))));
+// -log p of class x, given the log of the exponentials' sum
+template <class T, class In>
+VF_FN T categorical_nll(const In& logits, T x, T log_total) {
+  auto valid = is_class(x, logits);
+  T logit = logits.at(select(valid, x, splat<T>(0)));
+  return select(valid, log_total - logit, splat<T>(Scalar<T>(__builtin_nan(""))));
+}
+
+template <class T, class In, class Out>
+VF_FN void categorical_gradient(const In& logits, T x, T log_total, T grad, const Out& out) {
+  grad = select(is_class(x, logits), grad, splat<T>(0));
+  T index = splat<T>(0);
+  for (int64_t k = 0; k < logits.planes; ++k) {
+    T probability = exp_only(logits[k] - log_total);
+    out.put(k, product(grad, select(x == index, probability - Scalar<T>(1), probability)));
+    index = index + Scalar<T>(1);
   }
+}
+
+struct CategoricalNLLForward : PlanesDensity<2, 0, 0, 1, 0> {  // (logits, x) -> nll
+  VAEFAST_MAP_PLANES { sum[0] = categorical_nll(in[0], in[1][0], log_sum_exp<T>(in[0], in[0].planes)); }
 };
 
 struct CategoricalNLLBackward : PlanesDensity<2, 1, 1, 0, 0> {  // (logits, x; grad) -> grad_logits
+  VAEFAST_MAP_PLANES { categorical_gradient(in[0], in[1][0], log_sum_exp<T>(in[0], in[0].planes), row[0], out[0]); }
+};
+
+struct CategoricalNLLWithGradient : PlanesDensity<2, 1, 1, 1, 0> {  // both
   VAEFAST_MAP_PLANES {
     T x = in[1][0], log_total = log_sum_exp<T>(in[0], in[0].planes);
-    T grad = select(is_class(x, in[0]), row[0], splat<T>(0));
-    T index = splat<T>(0);
-    for (int64_t k = 0; k < in[0].planes; ++k) {
-      T probability = exp_only(in[0][k] - log_total);
-      out[0].put(k, product(grad, select(x == index, probability - Scalar<T>(1), probability)));
-      index = index + Scalar<T>(1);
-    }
+    sum[0] = categorical_nll(in[0], x, log_total);
+    categorical_gradient(in[0], x, log_total, row[0], out[0]);
   }
 };
 

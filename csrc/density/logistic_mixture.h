@@ -160,9 +160,10 @@ VF_FN T mixture_nll(const In* in, const Scalar<T>* p) {
   return log_sum_exp<T>(in[0], mixture.n) - joint.log();
 }
 
-// `work` keeps the gradients of every component's own -log p until the components' weights are known.
+// -log p, and the gradients. `work` keeps those of every component's own -log p until the components' weights are
+// known.
 template <int Channels, class T, class In, class Out>
-VF_FN void mixture_gradient(const In* in, T grad, const Scalar<T>* p, const Out* out, const Out& work) {
+VF_FN T mixture_gradient(const In* in, T grad, const Scalar<T>* p, const Out* out, const Out& work) {
   Mixture<Channels, In> mixture(in[0]);
   Pixel<Channels, T> x(in[1], p);
   LogSum<T> joint;
@@ -204,20 +205,25 @@ VF_FN void mixture_gradient(const In* in, T grad, const Scalar<T>* p, const Out*
     }
   }
   for (int c = 0; c < Channels; ++c) out[1].put(c, by_x[c] * (p[0] + p[1]));
+  return log_prior - log_joint;
 }
 
 struct DiscretizedLogisticMixtureNLLForward : PlanesDensity<2, 0, 0, 1, 5> {  // (params, x) -> nll
   VAEFAST_MAP_PLANES { sum[0] = in[1].planes == 3 ? mixture_nll<3, T>(in, p) : mixture_nll<1, T>(in, p); }
 };
 
-struct DiscretizedLogisticMixtureNLLBackward : PlanesDensity<2, 1, 2, 0, 5, true> {  // (…; grad) -> both gradients
+template <int RowOutputs>
+struct DiscretizedLogisticMixtureNLLGradients : PlanesDensity<2, 1, 2, RowOutputs, 5, true> {
   VAEFAST_MAP_PLANES {
-    if (in[1].planes == 3)
-      mixture_gradient<3>(in, row[0], p, out, work);
-    else
-      mixture_gradient<1>(in, row[0], p, out, work);
+    T nll = in[1].planes == 3 ? mixture_gradient<3>(in, row[0], p, out, work)
+                              : mixture_gradient<1>(in, row[0], p, out, work);
+    if constexpr (RowOutputs > 0) sum[0] = nll;
   }
 };
+
+// (params, x; grad) -> both gradients, and nll too
+struct DiscretizedLogisticMixtureNLLBackward : DiscretizedLogisticMixtureNLLGradients<0> {};
+struct DiscretizedLogisticMixtureNLLWithGradient : DiscretizedLogisticMixtureNLLGradients<1> {};
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

@@ -60,8 +60,10 @@
   X("beta_binomial_nll_forward", BetaBinomialNLLForward)                                     \
   X("beta_binomial_nll_backward", BetaBinomialNLLBackward)
 
-#define VAEFAST_PLANES_DENSITIES(X)                                                   \
-  X("categorical_nll_forward", CategoricalNLLForward)                                 \
-  X("categorical_nll_backward", CategoricalNLLBackward)                               \
-  X("discretized_logistic_mixture_nll_forward", DiscretizedLogisticMixtureNLLForward) \
-  X("discretized_logistic_mixture_nll_backward", DiscretizedLogisticMixtureNLLBackward)
+#define VAEFAST_PLANES_DENSITIES(X)                                                     \
+  X("categorical_nll_forward", CategoricalNLLForward)                                   \
+  X("categorical_nll_backward", CategoricalNLLBackward)                                 \
+  X("categorical_nll_with_gradient", CategoricalNLLWithGradient)                        \
+  X("discretized_logistic_mixture_nll_forward", DiscretizedLogisticMixtureNLLForward)   \
+  X("discretized_logistic_mixture_nll_backward", DiscretizedLogisticMixtureNLLBackward) \
+  X("discretized_logistic_mixture_nll_with_gradient", DiscretizedLogisticMixtureNLLWithGradient)

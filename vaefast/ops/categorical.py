@@ -14,11 +14,14 @@ _categorical_nll = Likelihood(
     terms=reference.categorical_nll,
     support=("a class, from 0", lambda x: x >= 0),
     data_gradient=False,
+    with_gradient=True,
     planes="logits",
 )
 
 
-def categorical_nll(logits, x, *, weight=None, batch_ndim: int = 1, validate: bool = False) -> torch.Tensor:
+def categorical_nll(
+    logits, x, *, weight=None, batch_ndim: int = 1, validate: bool = False, expected_grad: float | None = None
+) -> torch.Tensor:
     """-log p(x | logits) per sample: logsumexp over the classes of logits, less that of x, summed over the event.
 
     Args:
@@ -30,6 +33,7 @@ def categorical_nll(logits, x, *, weight=None, batch_ndim: int = 1, validate: bo
             nothing, whatever its logits and its class. No gradient flows to it.
         batch_ndim: how many leading dimensions are the batch.
         validate: check x (this waits for the device).
+        expected_grad: the gradient per sample that the backward pass will bring, as for `bernoulli_nll`.
 
     Returns:
         nll of shape [*batch], in nats, summed in and returned as float32 (float64 for float64 logits). A class of logit
@@ -48,4 +52,6 @@ def categorical_nll(logits, x, *, weight=None, batch_ndim: int = 1, validate: bo
         _checks.batch_ndim(batch_ndim, logits.ndim - 1)
         if bool((x.long() >= logits.shape[batch_ndim]).any()):  # as bytes, 256 would wrap to 0
             raise ValueError(f"x must be less than the number of classes {logits.shape[batch_ndim]}, got {x.max()}")
-    return _categorical_nll(logits, x, weight=weight, batch_ndim=batch_ndim, validate=validate)
+    return _categorical_nll(
+        logits, x, weight=weight, batch_ndim=batch_ndim, validate=validate, expected_grad=expected_grad
+    )

@@ -15,12 +15,21 @@ _discretized_logistic_mixture_nll = Likelihood(
     terms=reference.discretized_logistic_mixture_nll,
     support=("in [-1, 1], or an integer level from 0", in_range),
     params=("coarse", "fine", "offset", "half_bin", "floor"),
+    with_gradient=True,
     planes="params x",
 )
 
 
 def discretized_logistic_mixture_nll(
-    params, x, n_mixtures: int, *, levels: int = 256, weight=None, batch_ndim: int = 1, validate: bool = False
+    params,
+    x,
+    n_mixtures: int,
+    *,
+    levels: int = 256,
+    weight=None,
+    batch_ndim: int = 1,
+    validate: bool = False,
+    expected_grad: float | None = None,
 ) -> torch.Tensor:
     """-log p(x | params) per sample: -log sum_k pi_k prod_c P(x_c | mean_ck, scale_ck) of each pixel, in nats, summed.
 
@@ -39,6 +48,7 @@ def discretized_logistic_mixture_nll(
             nothing, whatever its values. No gradient flows to it.
         batch_ndim: how many leading dimensions are the batch.
         validate: check x (this waits for the device).
+        expected_grad: the gradient per sample that the backward pass will bring, as for `bernoulli_nll`.
 
     Returns:
         nll of shape [*batch], summed in and returned as float32 (float64 for float64 params). Masses are exact where
@@ -70,5 +80,11 @@ def discretized_logistic_mixture_nll(
         )
     constants = level_params(x, levels, validate)
     return _discretized_logistic_mixture_nll(
-        params, x, weight=weight, batch_ndim=batch_ndim, params=constants, validate=validate
+        params,
+        x,
+        weight=weight,
+        batch_ndim=batch_ndim,
+        params=constants,
+        validate=validate,
+        expected_grad=expected_grad,
     )
