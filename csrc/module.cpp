@@ -97,8 +97,6 @@ int64_t integer(PyObject* object) {
   return value;
 }
 
-constexpr int64_t kSizes[kDTypes] = {4, 8, 2, 2, 1, 4, 8, 1};  // bytes, in the order of DType
-
 DType dtype(PyObject* tensor) {
   py::object found = owned(PyObject_GetAttr(tensor, torch_.dtype));
   for (int i = 0; i < kDTypes; ++i)
@@ -128,7 +126,7 @@ struct Call {
     PyObject* head = PyTuple_Check(first.ptr()) ? PyTuple_GET_ITEM(first.ptr(), 0) : first.ptr();
     py::object shape = owned(PyObject_GetAttr(head, torch_.shape));
     walk.rows = product(shape.ptr(), 0, batch_ndim);
-    walk.cols = product(shape.ptr(), batch_ndim, PyTuple_GET_SIZE(shape.ptr())) / (head == first.ptr() ? 1 : 2);
+    walk.cols = product(shape.ptr(), batch_ndim, PyTuple_GET_SIZE(shape.ptr())) / parts(first.ptr(), shape.ptr());
     walk.wide = dtype(head) == DType::float64;
     elements(inputs, walk.inputs);
     if (!weight.is_none()) element(weight.ptr(), &walk.weight);
@@ -152,23 +150,37 @@ struct Call {
     for (size_t i = 0; i < tensors.size(); ++i) element(PyTuple_GET_ITEM(tensors.ptr(), i), to + i);
   }
 
-  // A tensor, None for an output that nobody asked for, or (tensor, dim, which) for a half of its chunk(2, dim).
+  static bool has_planes(PyObject* argument) { return PyTuple_Check(argument) && PyTuple_GET_SIZE(argument) == 2; }
+
+  // How many pieces along its dimension an argument takes or is taken from: planes, halves, or 1 for a tensor.
+  static int64_t parts(PyObject* argument, PyObject* shape) {
+    if (!PyTuple_Check(argument)) return 1;
+    return has_planes(argument) ? integer(PyTuple_GET_ITEM(shape, integer(PyTuple_GET_ITEM(argument, 1)))) : 2;
+  }
+
+  // A tensor, None for an output that nobody asked for, (tensor, dim, which) for a half of its chunk(2, dim), or
+  // (tensor, dim) for all planes along a dimension, of which each is an argument of the walk's shape.
   void element(PyObject* argument, Elements* to) {
     if (argument == Py_None) return;
-    bool half = PyTuple_Check(argument);
-    PyObject* tensor = half ? PyTuple_GET_ITEM(argument, 0) : argument;
+    bool part = PyTuple_Check(argument);
+    PyObject* tensor = part ? PyTuple_GET_ITEM(argument, 0) : argument;
     *to = {nullptr, dtype(tensor), {kAll, 0, walk.cols}, {walk.cols, 0, 1}};
     int64_t offset = 0;
     if (!is_contiguous(tensor)) {
       tensor = strided(argument, to);
-    } else if (half) {
-      int64_t dim = integer(PyTuple_GET_ITEM(argument, 1)), which = integer(PyTuple_GET_ITEM(argument, 2));
+    } else if (part) {
       py::object shape = owned(PyObject_GetAttr(tensor, torch_.shape));
-      int64_t segment = product(shape.ptr(), dim, PyTuple_GET_SIZE(shape.ptr())) / 2;
-      offset = which * segment * kSizes[static_cast<int>(to->dtype)];
-      to->row.stride = 2 * walk.cols;
+      int64_t dim = integer(PyTuple_GET_ITEM(argument, 1)), count = parts(argument, shape.ptr());
+      int64_t segment = product(shape.ptr(), dim, PyTuple_GET_SIZE(shape.ptr())) / count;
+      to->row.stride = count * walk.cols;
       to->col.segment = segment;
-      to->col.segment_stride = 2 * segment;
+      to->col.segment_stride = count * segment;
+      if (has_planes(argument)) {
+        to->planes = count;
+        to->plane_stride = segment;
+      } else {
+        offset = integer(PyTuple_GET_ITEM(argument, 2)) * segment * kSizes[static_cast<int>(to->dtype)];
+      }
     }
     to->data = static_cast<char*>(pointer(tensor)) + offset;
   }
@@ -182,7 +194,14 @@ struct Call {
     for (int i = 0; i < 6; ++i) level[i] = integer(PyTuple_GET_ITEM(layout, i));
     to->row = {level[4], level[5], level[0]};
     to->col = {level[1], level[2], level[3]};
-    return PyTuple_GET_ITEM(keep.back().ptr(), 0);
+    PyObject* tensor = PyTuple_GET_ITEM(keep.back().ptr(), 0);
+    if (has_planes(argument)) {
+      auto read = py::reinterpret_borrow<py::object>(tensor);
+      py::handle dim = PyTuple_GET_ITEM(argument, 1);
+      to->planes = read.attr("size")(dim).cast<int64_t>();
+      to->plane_stride = read.attr("stride")(dim).cast<int64_t>();
+    }
+    return tensor;
   }
 
   void rows(const py::tuple& tensors, Rows* to) {
@@ -215,6 +234,8 @@ PYBIND11_MODULE(_C, m) {
 #define VAEFAST_NAME(name, D) densities.append(name);
   VAEFAST_DENSITIES(VAEFAST_NAME)
   m.attr("densities") = py::tuple(densities);
+  VAEFAST_PLANES_DENSITIES(VAEFAST_NAME)
+  m.attr("cpu_densities") = py::tuple(densities);  // the CPU's walk knows planes too
 
   py::list names;
   for (const auto& set : sets())

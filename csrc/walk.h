@@ -7,6 +7,7 @@ namespace vaefast {
 
 enum class DType : int { float32, float64, float16, bfloat16, uint8, int32, int64, boolean };  // integers: inputs only
 constexpr int kDTypes = 8;
+constexpr int64_t kSizes[kDTypes] = {4, 8, 2, 2, 1, 4, 8, 1};  // bytes
 
 // Where the rows, or the cols of a row, lie: (i / segment) * segment_stride + (i % segment) * stride.
 struct Axis {
@@ -18,6 +19,7 @@ struct Elements {
   void* data;  // null: an output that nobody asked for
   DType dtype;
   Axis row, col;
+  int64_t planes = 1, plane_stride = 0;  // an element is a stack of so many numbers; 1 in most tensors
 };
 
 // One number per row, in the compute type.

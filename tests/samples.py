@@ -14,7 +14,16 @@ from torch.distributions import Binomial, NegativeBinomial, Poisson
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 import vaefast
-from vaefast.reference import bernoulli, continuous_bernoulli, counts, gaussian, laplace, logistic
+from vaefast.reference import (
+    bernoulli,
+    categorical,
+    continuous_bernoulli,
+    counts,
+    gaussian,
+    laplace,
+    logistic,
+    logistic_mixture,
+)
 from vaefast.reference.noise import standard_normal
 
 HALF = (torch.float16, torch.bfloat16)
@@ -30,11 +39,14 @@ class Row:
     """One public op.
 
     name: vaefast.<name>.
-    tensors: its tensor arguments, all of one shape.
-    reference: the mathematics, called with (*tensors, [eps], [batch_ndim], [lo, hi]), what the op takes of them.
+    tensors: its tensor arguments, all of one shape (but for planes).
+    reference: the mathematics, called with (*tensors, *more, [eps], [batch_ndim], [lo, hi]), what the op takes of them.
     plain: the same in the PyTorch that people write, called with the same arguments but the bounds. It is a second
         opinion in float64, and its error in half precision is the error to stay under.
     halves: the tensors are `moments`: twice as long in their last dimension, where the op splits them.
+    planes: the tensors whose elements hold several numbers, and how many. The row has these numbers in the last
+        dimension; `call` moves it to where the op expects it, after the batch, and `truth` to the front.
+    more: the op's arguments that come after the tensors and are not under test, made from the tensors.
     ranges: for each tensor that is not any number, the interval its values lie in.
     density: the name of its ops, where it is not the op's own.
     signed: the terms of a sum may be negative, as minus the logarithm of a density may.
@@ -46,6 +58,8 @@ class Row:
     reference: Callable
     plain: Callable
     halves: bool = False
+    planes: dict[str, int] = dataclasses.field(default_factory=dict)
+    more: Callable = lambda *tensors: ()
     ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     density: str = ""
     signed: bool = False
@@ -63,14 +77,22 @@ class Row:
         """The op; a tuple of its outputs."""
         options = {"seed": seed, "batch_ndim": batch_ndim, "logvar_bounds": bounds, "dim": -1}
         options = {name: value for name, value in options.items() if self.takes(name)}
-        return tuple_of(getattr(vaefast, self.name)(*tensors, **options))
+        return tuple_of(getattr(vaefast, self.name)(*self.arguments(tensors, batch_ndim), **options))
+
+    def arguments(self, tensors, batch_ndim=1) -> list:
+        """What the op is called with."""
+        return [*self._placed(tensors, batch_ndim), *self.more(*tensors)]
+
+    def _placed(self, tensors, dim: int) -> list[torch.Tensor]:
+        return [t.movedim(-1, dim) if n in self.planes else t for n, t in zip(self.tensors, tensors, strict=True)]
 
     def truth(self, *tensors, seed, batch_ndim=1, bounds=None, plain=False, dtype=torch.float64):
         """What the outputs must be: the reference (or plain PyTorch) in float64 (or `dtype`), with the op's noise."""
-        values = [t.to(dtype) for t in tensors]
+        values = self._placed([t.to(dtype) for t in tensors], 0)
         if self.halves:
             values = list(values[0].chunk(2, -1))
-        arguments = [standard_normal(seed, values[0].shape, dtype)] if self.takes("seed") else []
+        arguments = [*self.more(*tensors)]
+        arguments += [standard_normal(seed, values[0].shape, dtype)] if self.takes("seed") else []
         arguments += [batch_ndim] if self.takes("batch_ndim") else []
         if plain:
             return tuple_of(self.plain(*values, *arguments))
@@ -86,8 +108,10 @@ class Row:
         """Contiguous tensors of the op, values in their range or [-2, 2]."""
         generator = torch.Generator().manual_seed(generator)
         tensors = []
-        for lo, hi in (self.ranges.get(name, (-2, 2)) for name in self.tensors):
-            uniform = torch.rand(self.shape(shape), generator=generator, dtype=torch.float64)
+        for name in self.tensors:
+            lo, hi = self.ranges.get(name, (-2, 2))
+            full = (*self.shape(shape), self.planes[name]) if name in self.planes else self.shape(shape)
+            uniform = torch.rand(full, generator=generator, dtype=torch.float64)
             tensors.append((lo + (hi - lo) * uniform).to(device, dtype).requires_grad_(requires_grad))
         return tensors
 
@@ -154,6 +178,24 @@ def _optimal_sigma_reference(mu, x, batch_ndim):
     half_error = _per_sample(lambda mu, x: gaussian.squared_error(mu, x, 1.0, 0.0, 0.0))(mu, x, batch_ndim)
     count = torch.full_like(half_error, math.prod(mu.shape[batch_ndim:]))
     return gaussian.optimal_sigma_nll(half_error, count, False, -6.0)
+
+
+def _classes(logits):
+    return (torch.arange(math.prod(logits.shape[:-1]), device=logits.device) % logits.shape[-1]).view(logits.shape[:-1])
+
+
+def _plain_categorical(logits, x):
+    return -torch.log_softmax(logits, 0).gather(0, x.unsqueeze(0)).squeeze(0)
+
+
+def plain_logistic_mixture(params, x, n):
+    """PixelCNN++'s formula, of three channels; its masses are differences of sigmoids."""
+    logits, rest = params[:n], params[n:].unflatten(0, (3, 3, n))
+    red, green, blue = x.unsqueeze(1)
+    first, second, third = torch.tanh(rest[:, 2])
+    means = [rest[0, 0], rest[1, 0] + first * red, rest[2, 0] + second * red + third * green]
+    terms = sum(_logistic(m, c, s.clamp(min=-7)) for m, c, s in zip(means, (red, green, blue), rest[:, 1], strict=True))
+    return -torch.logsumexp(torch.log_softmax(logits, 0) - terms, 0)
 
 
 def _plain_poisson(log_rate, x):
@@ -235,6 +277,27 @@ ROWS = [
         _per_sample(lambda mu, x, s: logistic.discretized_logistic_nll(mu, s, x, 1.0, 0.0, 0.0, 1 / 255, -7.0)),
         _per_sample(_logistic),
         ranges={"mu": (-1, 1), "x": (-1, 1), "log_scale": (-2, 1)},
+    ),
+    Row(
+        "categorical_nll",
+        ("logits",),
+        _per_sample(categorical.categorical_nll),
+        _per_sample(_plain_categorical),
+        planes={"logits": 5},
+        more=lambda logits: (_classes(logits),),
+    ),
+    Row(
+        "discretized_logistic_mixture_nll",
+        ("params", "x"),
+        _per_sample(
+            lambda params, x, n: logistic_mixture.discretized_logistic_mixture_nll(
+                params, x, 1.0, 0.0, 0.0, 1 / 255, -7.0
+            )
+        ),
+        _per_sample(plain_logistic_mixture),
+        planes={"params": 20, "x": 3},
+        more=lambda params, x: (2,),
+        ranges={"params": (-1, 1), "x": (-1, 1)},
     ),
     *(
         Row(name, tensors, _per_sample(getattr(counts, name)), _per_sample(plain), ranges=_COUNTS)

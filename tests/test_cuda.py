@@ -31,6 +31,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import vaefast
 from vaefast import _extension
 from vaefast._layout import readable
+from vaefast.ops._define import TABLE
 from vaefast.reference.noise import standard_normal
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +90,9 @@ def emulated(tmp_path_factory):
 
 
 @pytest.fixture
-def backend(emulated, monkeypatch):
+def backend(request, emulated, monkeypatch):
+    for op in request.getfixturevalue("row").ops if "row" in request.fixturenames else ():
+        need("cuda", emulated.why_not(TABLE[op].density, "cpu"))
     monkeypatch.setattr(_extension, "cuda", emulated)
     with vaefast.use_backend("cuda"):
         yield Backend("emulated", "cpu")

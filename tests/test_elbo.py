@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from samples import ROWS
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -292,6 +293,35 @@ def test_expected_gradient_double_backward():
 
     assert torch.autograd.gradcheck(function, [logits], check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, [logits])
+
+
+PLANES = {row.name: row for row in ROWS if row.planes}
+
+
+@pytest.mark.parametrize("name", PLANES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("upstream", [torch.full((5,), 0.2), torch.linspace(-1, 1, 5)], ids=["expected", "other"])
+def test_expected_gradient_of_planes(name, dtype, weighted, upstream):
+    """Of every input. Values agree to rounding: where the gradient is written, it shares a division with the value."""
+    row = PLANES[name]
+    tensors = row.inputs((5, 70), dtype=dtype)
+    options = {"weight": torch.rand(5, 70).gt(0.3)} if weighted else {}
+    runs = []
+    for hint in (None, 0.2):
+        nll = getattr(vaefast, name)(*row.arguments(tensors), **options, expected_grad=hint)
+        runs.append([nll, *torch.autograd.grad(nll, tensors, upstream.to(nll.dtype))])
+    rtol = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=rtol, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1:], runs[1][1:], strict=True))
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_opcheck_of_planes_with_gradient(name):
+    row, constants = PLANES[name], () if name == "categorical_nll" else (1.0, 0.0, 0.0, 0.1, -7.0)
+    tensors = [t.detach() for t in row.arguments(row.inputs((3, 4))) if isinstance(t, torch.Tensor)]
+    arguments = (torch.ones(3), *tensors, None, 1, *constants, [True, False])
+    torch.library.opcheck(TABLE[f"{name}_with_gradient"].call, arguments)
 
 
 # --- modules ---

@@ -206,7 +206,7 @@ def test_opcheck_standard_normal(backend):
 # no public functions by themselves: test_elbo.py, test_iwae.py and test_patch.py test them
 ELSEWHERE = {
     "standard_normal",
-    "bernoulli_nll_with_gradient",
+    *[f"{name}_with_gradient" for name in ("bernoulli_nll", "categorical_nll", "discretized_logistic_mixture_nll")],
     *[f"{name}_{way}" for name in ("kl_by_dimension", "rsample_log_ratio", "normal_rsample", "normal_kl")
       for way in ("forward", "backward")],
 }  # fmt: skip

@@ -163,7 +163,7 @@ def test_vmap_over_one_tensor_only(backend):
 
 def test_vmap_randomness_is_as_for_randn(row, backend):
     """Fresh noise under vmap: refused, one draw for each, or one draw for all, as `randomness` says."""
-    tensors = [t[:1].expand(6, -1, -1) for t in row.inputs((1, 3, 4), device=backend.device, requires_grad=False)]
+    tensors = [t.expand(6, *t.shape[1:]) for t in row.inputs((1, 3, 4), device=backend.device, requires_grad=False)]
 
     def run(randomness):
         torch.manual_seed(0)

@@ -708,8 +708,11 @@ def test_why_not():
     assert "mps" in kernels.backend.why_not("rsample_forward", "mps")
 
 
-def test_every_op_has_a_density():
-    assert {op.density for op in TABLE.values()} == set(rows.DENSITIES)
+def test_ops_without_a_density_are_known():
+    """Where Triton lacks a density, another backend runs; `vaefast info` says so, and README."""
+    planes = ("categorical_nll", "discretized_logistic_mixture_nll")
+    lacking = {f"{name}_{part}" for name in planes for part in ("forward", "backward", "with_gradient")}
+    assert {op.density for op in TABLE.values()} - set(rows.DENSITIES) == lacking
 
 
 def test_without_the_variable_cpu_tensors_are_refused(python):

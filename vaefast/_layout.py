@@ -57,8 +57,9 @@ def contiguous(cols: int) -> Layout:
     return Layout(cols, max(cols, 1), 0, 1)  # cols are divided by the segment, also where there are none
 
 
-# A tensor, or (tensor, dim, which) for `tensor.chunk(2, dim)[which]`, without the 3 microseconds that views take.
-Argument = torch.Tensor | tuple[torch.Tensor, int, int]
+# A tensor; (tensor, dim, which) for `tensor.chunk(2, dim)[which]`, without the 3 microseconds that views take; or
+# (tensor, dim) for all its planes along a dimension, an element being the stack of numbers that differ in dim alone.
+Argument = torch.Tensor | tuple[torch.Tensor, int, int] | tuple[torch.Tensor, int]
 
 
 def halves(tensor: torch.Tensor, dim: int) -> tuple[Argument, Argument]:
@@ -66,24 +67,29 @@ def halves(tensor: torch.Tensor, dim: int) -> tuple[Argument, Argument]:
 
 
 def view(argument: Argument) -> torch.Tensor:
-    if isinstance(argument, tuple):
-        tensor, dim, which = argument
-        return tensor.chunk(2, dim)[which]
-    return argument
+    """The argument as one tensor of the walk's shape: of several planes, the first."""
+    if not isinstance(argument, tuple):
+        return argument
+    tensor, dim, *which = argument
+    return tensor.chunk(2, dim)[which[0]] if which else tensor.select(dim, 0)
 
 
 def readable(argument: Argument, batch_ndim: int, cols: int, row_levels: int = 2) -> tuple[torch.Tensor, Layout]:
-    """An argument of a walk as a tensor, copied only where its strides need more levels, and its layout.
+    """An argument of a walk as a tensor, copied only where its strides need more levels, and its layout; of planes, the
+    tensor of them all, and the layout of one.
 
     row_levels: 1 for a walk that knows `row_stride` alone.
     """
     tensor = view(argument)
-    if tensor.is_contiguous():
+    planes = isinstance(argument, tuple) and len(argument) == 2
+    if tensor.is_contiguous() and not planes:
         return tensor, contiguous(cols)
     layout = _merge(tuple(tensor.shape), tensor.stride(), batch_ndim)
-    if layout is None or (row_levels == 1 and layout.row_segment != ALL_ROWS):
-        return tensor.contiguous(), contiguous(cols)
-    return tensor, layout
+    unnamed = layout is None or (row_levels == 1 and layout.row_segment != ALL_ROWS)
+    if planes:
+        whole, dim = argument
+        return readable((whole.contiguous(), dim), batch_ndim, cols, row_levels) if unnamed else (whole, layout)
+    return (tensor.contiguous(), contiguous(cols)) if unnamed else (tensor, layout)
 
 
 def rows_and_cols(tensor: torch.Tensor, batch_ndim: int) -> tuple[int, int]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import ClassVar
 
 import torch
-from torch.distributions import Independent
+from torch.distributions import Distribution, Independent
 
 from vaefast import ops
 from vaefast.nn.latent import halves
 from vaefast.nn.likelihoods import TABLE, Row
 from vaefast.ops import draw_seed, kl_normal, kl_standard_normal, rsample
+from vaefast.ops.logistic import LOG_SCALE_FLOOR
+from vaefast.reference import logistic_mixture
+from vaefast.reference.gaussian import compute_dtype
 
 
 class _Lazy:
@@ -167,4 +172,117 @@ def _distribution(row: Row) -> type[Fused]:
 
 globals().update({row.name: _distribution(row) for row in TABLE if row.base is not None})
 
-__all__ = ["DiagonalGaussian", "Fused", *[row.name for row in TABLE if row.base is not None]]
+
+class _Planes(Distribution):
+    """A distribution whose parameters [*batch, planes, *event] hold several numbers for each element."""
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(
+        self, parameters: torch.Tensor, channels: tuple[int, ...], batch_ndim: int, validate_args: bool | None
+    ):
+        self.parameters = parameters
+        event_shape = torch.Size((*channels, *parameters.shape[batch_ndim + 1 :]))
+        super().__init__(parameters.shape[:batch_ndim], event_shape, validate_args)
+
+    def _of(self, sample_shape) -> tuple[torch.Tensor, int]:
+        """The parameters of as many samples, as a view, and the number of its batch dimensions."""
+        parameters = self.parameters.expand(*sample_shape, *self.parameters.shape)
+        return parameters, len(sample_shape) + len(self.batch_shape)
+
+    def _log_prob(self, function, value: torch.Tensor, *options) -> torch.Tensor:
+        ndim = len(self.batch_shape) + len(self.event_shape)
+        parameters, batch_ndim = self._of(value.shape[: max(value.ndim - ndim, 0)])
+        return -function(parameters, value, *options, batch_ndim=batch_ndim, validate=self._validate_args)
+
+
+class Categorical(_Planes):
+    """One of C classes for each element: `torch.distributions.Categorical`, with log_prob by `vaefast.categorical_nll`.
+
+    Args:
+        logits: [*batch, C, *event].
+        batch_ndim: how many leading dimensions are the batch.
+
+    sample() gives int64 classes [*n, *batch, *event]; log_prob takes integers of that shape.
+    """
+
+    def __init__(self, logits: torch.Tensor, *, batch_ndim: int = 1, validate_args: bool | None = None):
+        super().__init__(logits, (), batch_ndim, validate_args)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return self._log_prob(ops.categorical_nll, value)
+
+    def sample(self, sample_shape=()) -> torch.Tensor:
+        with torch.no_grad():
+            return _draw_index(*self._of(sample_shape))
+
+
+class DiscretizedLogisticMixture(_Planes):
+    """The pixels of PixelCNN++, VDVAE and NVAE, with log_prob by `vaefast.discretized_logistic_mixture_nll`.
+
+    Args:
+        params, n_mixtures, levels: as for that function; params [*batch, 10 n or 3 n, *event].
+        batch_ndim: how many leading dimensions are the batch.
+
+    sample() gives values [*n, *batch, 3 or 1, *event] in -1…1, each one of the levels, in float32 (float64 for float64
+    params); log_prob takes them, or integer levels. `mean` is that of the logistics before they are cut into bins, so
+    it may lie past ±1.
+
+    Raises:
+        ValueError: for a number of planes that is neither 10 n nor 3 n.
+    """
+
+    def __init__(
+        self,
+        params: torch.Tensor,
+        n_mixtures: int,
+        *,
+        levels: int = 256,
+        batch_ndim: int = 1,
+        validate_args: bool | None = None,
+    ):
+        planes = params.shape[batch_ndim]
+        if planes not in (3 * n_mixtures, 10 * n_mixtures):
+            raise ValueError(f"params must have 3 or 10 times {n_mixtures} planes at {batch_ndim}, got {planes}")
+        super().__init__(params, (1 if planes == 3 * n_mixtures else 3,), batch_ndim, validate_args)
+        self.n_mixtures, self.levels = n_mixtures, levels
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        function = functools.partial(ops.discretized_logistic_mixture_nll, levels=self.levels)
+        return self._log_prob(function, value, self.n_mixtures)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        dim = len(self.batch_shape)
+        return logistic_mixture.mean(self.parameters.movedim(dim, 0), self.n_mixtures).movedim(0, dim)
+
+    def sample(self, sample_shape=()) -> torch.Tensor:
+        """A logistic by its weight, then its channels in turn, each rounded to a level before the next depends on it:
+        exact, since a level's bin is what rounds to it."""
+        with torch.no_grad():
+            params, dim = self._of(sample_shape)
+            mixture = logistic_mixture.parts(params.movedim(dim, 0).to(compute_dtype(params.dtype)), self.n_mixtures)
+            chosen = _draw_index(mixture.logits, 0).unsqueeze(0)
+            steps = (self.levels - 1) / 2
+            values = [torch.zeros_like(mixture.logits[0])] * 3  # red and green are read before they are drawn
+            for c, log_scales in enumerate(mixture.log_scales):
+                mean = mixture.conditional_means(*values[:2])[c].gather(0, chosen)[0]
+                scale = log_scales.gather(0, chosen)[0].clamp(min=LOG_SCALE_FLOOR).exp()
+                x = mean + scale * torch.rand_like(mean).logit()
+                values[c] = ((x.clamp(-1, 1) + 1) * steps).round() / steps - 1
+            return torch.stack(values[: len(mixture.means)], dim)
+
+
+def _draw_index(logits: torch.Tensor, dim: int) -> torch.Tensor:
+    """An index along `dim` for each of the other numbers, by its weight exp(logits): a Gumbel-max draw."""
+    logits = logits.to(compute_dtype(logits.dtype))
+    return (logits - torch.empty_like(logits).exponential_().log()).argmax(dim)
+
+
+__all__ = [
+    "Categorical",
+    "DiagonalGaussian",
+    "DiscretizedLogisticMixture",
+    "Fused",
+    *[row.name for row in TABLE if row.base is not None],
+]

@@ -3,7 +3,13 @@
 // The elements are cut into tiles of at most kTile, whole rows where rows are short, else pieces of one row. A tile is
 // staged in the first-level cache: inputs of any strides and type become contiguous floats (a contiguous float32
 // input is read where it lies), the noise is made beside them, the density maps vectors, and row sums are added up.
-// Tiles depend on the sizes alone, so results do not depend on the number of threads.
+// Tiles depend on the sizes alone, so results do not depend on the number of threads. Where elements are stacks of
+// planes a tile holds so many fewer of them that it stays in the caches.
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <new>
 #include <type_traits>
 
 #include "cpu/normals.h"
@@ -16,6 +22,9 @@ inline namespace VAEFAST_ISA {
 namespace {
 
 constexpr int kTile = 1024;
+constexpr int kPlanesTile = 16384;  // numbers in a tile of stacks, those read and those written
+constexpr int kRound = 16;          // to which tiles of stacks are cut: alike for every instruction set
+constexpr std::align_val_t kCacheLine{64};
 constexpr int64_t kParallel = 32768;  // elements below which starting threads costs more than it gains
 
 struct Tile {
@@ -28,23 +37,22 @@ int64_t offset(const Axis& axis, int64_t i) {
   return i / axis.segment * axis.segment_stride + i % axis.segment * axis.stride;
 }
 
-// Visit the runs of equal stride of `count` rows or cols: f(offset in the tensor, offset in the tile, length, stride).
-template <class F>
-VF_FN void for_each_run(const Axis& axis, int64_t from, int count, int64_t base, int at, F f) {
-  for (int64_t i = from, end = from + count; i < end;) {
-    int64_t segment = i / axis.segment, within = i - segment * axis.segment, left = axis.segment - within;
-    int length = static_cast<int>(left < end - i ? left : end - i);
-    f(base + segment * axis.segment_stride + within * axis.stride, at, length, axis.stride);
-    at += length;
-    i += length;
-  }
-}
-
+// Visit a tensor's runs of equal stride within the tile: f(offset in the tensor, offset in the tile, length, stride).
 template <class F>
 VF_FN void for_each_run(const Elements& e, const Tile& tile, F f) {
-  if (tile.cols == 1) return for_each_run(e.row, tile.row, tile.rows, offset(e.col, tile.col), 0, f);
-  for (int r = 0; r < tile.rows; ++r)
-    for_each_run(e.col, tile.col, tile.cols, offset(e.row, tile.row + r), r * tile.cols, f);
+  int at = 0;
+  auto visit = [&](const Axis& axis, int64_t base, int64_t from, int count) {
+    for (int64_t end = from + count; from < end;) {
+      int64_t segment = from / axis.segment, within = from - segment * axis.segment;
+      int64_t left = axis.segment - within;
+      int length = static_cast<int>(left < end - from ? left : end - from);
+      f(base + segment * axis.segment_stride + within * axis.stride, at, length, axis.stride);
+      at += length;
+      from += length;
+    }
+  };
+  if (tile.cols == 1) return visit(e.row, offset(e.col, tile.col), tile.row, tile.rows);
+  for (int r = 0; r < tile.rows; ++r) visit(e.col, offset(e.row, tile.row + r), tile.col, tile.cols);
 }
 
 bool one_run(const Axis& axis, int64_t from, int64_t count) { return from % axis.segment + count <= axis.segment; }
@@ -54,28 +62,85 @@ bool lies_flat(const Elements& e, const Tile& tile) {
   return rows && (tile.cols == 1 || (e.col.stride == 1 && one_run(e.col, tile.col, tile.cols)));
 }
 
-template <class S, class C>
-void gather(const Elements& e, const Tile& tile, C* to) {
-  auto data = static_cast<const S*>(e.data);
-  for_each_run(e, tile, [&](int64_t from, int at, int length, int64_t stride) {
-    const S* source = data + from;
-    if (stride == 1)
-      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i]));
-    else if (stride == 0)
-      for (C value = static_cast<C>(widen(*source)); length--;) to[at++] = value;
-    else
-      for (int i = 0; i < length; ++i) to[at + i] = static_cast<C>(widen(source[i * stride]));
-  });
-}
-
 template <class S>
 using float_or_double = std::conditional_t<sizeof(S) == 8, double, float>;
 
+// Stacks whose numbers lie side by side, to planes `pitch` apart, or back: squares are turned in registers.
 template <class S, class C>
-void scatter(const Elements& e, const Tile& tile, const C* from) {
+void unstack(const S* from, int64_t stride, int length, int64_t planes, C* to, int64_t pitch) {
+  constexpr int n = kFloats;
+  for (int64_t k = 0; k < planes; k += n)
+    for (int i = 0; i < length; i += n) {
+      const int high = planes - k < n ? planes - k : n, wide = length - i < n ? length - i : n;
+      const S* source = from + i * stride + k;
+      C* target = to + k * pitch + i;
+      if constexpr (sizeof(C) == 4)
+        if (high == n && wide == n) {
+          F32 square[n];
+          for (int j = 0; j < n; ++j) square[j] = load_wide(source + j * stride);
+          transpose(square);
+          for (int l = 0; l < n; ++l) store(target + l * pitch, square[l]);
+          continue;
+        }
+      for (int j = 0; j < wide; ++j)
+        for (int l = 0; l < high; ++l) target[l * pitch + j] = static_cast<C>(widen(source[j * stride + l]));
+    }
+}
+
+template <class S, class C>
+void stack(const C* from, int64_t pitch, int64_t planes, int length, S* to, int64_t stride) {
+  constexpr int n = kFloats;
+  for (int64_t k = 0; k < planes; k += n)
+    for (int i = 0; i < length; i += n) {
+      const int high = planes - k < n ? planes - k : n, wide = length - i < n ? length - i : n;
+      const C* source = from + k * pitch + i;
+      S* target = to + i * stride + k;
+      if constexpr (sizeof(C) == 4)
+        if (high == n && wide == n) {
+          F32 square[n];
+          for (int l = 0; l < n; ++l) square[l] = load<F32>(source + l * pitch);
+          transpose(square);
+          for (int j = 0; j < n; ++j) store_narrow(target + j * stride, square[j]);
+          continue;
+        }
+      for (int j = 0; j < wide; ++j)
+        for (int l = 0; l < high; ++l)
+          narrow(static_cast<float_or_double<S>>(source[l * pitch + j]), target[j * stride + l]);
+    }
+}
+
+// Planes go to, and come from, places that are `pitch` apart.
+template <class S, class C>
+void gather(const Elements& e, const Tile& tile, C* to, int64_t pitch) {
+  auto data = static_cast<const S*>(e.data);
+  for_each_run(e, tile, [&](int64_t from, int at, int length, int64_t stride) {
+    if (e.planes > 1 && e.plane_stride == 1) return unstack(data + from, stride, length, e.planes, to + at, pitch);
+    for (int64_t k = 0; k < e.planes; ++k) {
+      const S* source = data + from + k * e.plane_stride;
+      C* target = to + at + k * pitch;
+      if (stride == 1)
+        for (int i = 0; i < length; ++i) target[i] = static_cast<C>(widen(source[i]));
+      else if (stride == 0)
+        for (C value = static_cast<C>(widen(*source)), *end = target + length; target < end;) *target++ = value;
+      else
+        for (int i = 0; i < length; ++i) target[i] = static_cast<C>(widen(source[i * stride]));
+    }
+  });
+}
+
+template <class S, class C>
+void scatter(const Elements& e, const Tile& tile, const C* from, int64_t pitch) {
   auto data = static_cast<S*>(e.data);
   for_each_run(e, tile, [&](int64_t to, int at, int length, int64_t stride) {
-    for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(from[at + i]), data[to + i * stride]);
+    if (e.planes > 1 && e.plane_stride == 1) return stack(from + at, pitch, e.planes, length, data + to, stride);
+    for (int64_t k = 0; k < e.planes; ++k) {
+      S* target = data + to + k * e.plane_stride;
+      const C* source = from + at + k * pitch;
+      if (stride == 1)
+        for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(source[i]), target[i]);
+      else
+        for (int i = 0; i < length; ++i) narrow(static_cast<float_or_double<S>>(source[i]), target[i * stride]);
+    }
   });
 }
 
@@ -90,37 +155,37 @@ C* place(const Elements& e, const Tile& tile, C* buffer) {
 }
 
 template <class C>
-void read(const Elements& e, const Tile& tile, C* buffer) {
+void read(const Elements& e, const Tile& tile, C* buffer, int64_t pitch = 0) {
   switch (e.dtype) {
     case DType::float32:
-      return gather<float>(e, tile, buffer);
+      return gather<float>(e, tile, buffer, pitch);
     case DType::float64:
-      return gather<double>(e, tile, buffer);
+      return gather<double>(e, tile, buffer, pitch);
     case DType::float16:
-      return gather<Float16>(e, tile, buffer);
+      return gather<Float16>(e, tile, buffer, pitch);
     case DType::bfloat16:
-      return gather<BFloat16>(e, tile, buffer);
+      return gather<BFloat16>(e, tile, buffer, pitch);
     case DType::boolean:
     case DType::uint8:
-      return gather<uint8_t>(e, tile, buffer);
+      return gather<uint8_t>(e, tile, buffer, pitch);
     case DType::int32:
-      return gather<int32_t>(e, tile, buffer);
+      return gather<int32_t>(e, tile, buffer, pitch);
     case DType::int64:
-      return gather<int64_t>(e, tile, buffer);
+      return gather<int64_t>(e, tile, buffer, pitch);
   }
 }
 
 template <class C>
-void write(const Elements& e, const Tile& tile, const C* buffer) {
+void write(const Elements& e, const Tile& tile, const C* buffer, int64_t pitch = 0) {
   switch (e.dtype) {
     case DType::float32:
-      return scatter<float>(e, tile, buffer);
+      return scatter<float>(e, tile, buffer, pitch);
     case DType::float64:
-      return scatter<double>(e, tile, buffer);
+      return scatter<double>(e, tile, buffer, pitch);
     case DType::float16:
-      return scatter<Float16>(e, tile, buffer);
+      return scatter<Float16>(e, tile, buffer, pitch);
     case DType::bfloat16:
-      return scatter<BFloat16>(e, tile, buffer);
+      return scatter<BFloat16>(e, tile, buffer, pitch);
     default:
       return;  // integers are never written
   }
@@ -159,9 +224,26 @@ S sum_of_log1p(const S* values, int count) {
   return add_lanes<S, kBytes>((logs.first.first + logs.first.second) + (logs.second.first + logs.second.second));
 }
 
+// One vector of an argument whose elements are stacks of planes.
+template <class V>
+struct Stack {
+  Scalar<V>* data;
+  int64_t pitch, planes;  // pitch: from plane to plane
+  bool wanted;
+
+  VF_FN V operator[](int64_t plane) const { return load<V>(data + plane * pitch); }
+  VF_FN void put(int64_t plane, V value) const { store(data + plane * pitch, value); }
+  VF_FN V at(V index) const {
+    V v;
+    for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) v[i] = data[static_cast<int64_t>(index[i]) * pitch + i];
+    return v;
+  }
+};
+
 template <class D, class C>
 class Runner {
-  using V = Pair<typename VectorOf<C>::Type>;
+  using Vector = typename VectorOf<C>::Type;
+  using V = std::conditional_t<D::planes, Vector, Pair<Vector>>;
   static constexpr int kLanes = sizeof(V) / sizeof(C);
   static constexpr int kPadded = kTile + kLanes;
   template <int N>
@@ -173,8 +255,15 @@ class Runner {
   explicit Runner(const Walk& walk) : walk_(walk) {
     for (int i = 0; i < D::params; ++i) params_[i] = static_cast<C>(walk.params[i]);
     if (D::noise) seed_ = walk.seed[0], offset_ = walk.seed[1];
-    pieces_ = walk.cols > kTile ? (walk.cols + kTile - 1) / kTile : 1;
-    rows_per_tile_ = walk.cols > 0 && pieces_ == 1 ? kTile / walk.cols : 1;
+    if constexpr (D::planes) {
+      for (int i = 0; i < D::inputs; ++i) stack_ += walk.inputs[i].planes * (D::outputs ? 2 : 1);
+      if (D::scratch) scratch_ = walk.inputs[0].planes * kLanes;
+      int64_t fitting = kPlanesTile / stack_ / kRound * kRound;
+      planes_tile_ = static_cast<int>(fitting < kRound ? kRound : fitting < kTile ? fitting : kTile);
+      pitch_ = planes_tile_ / kRound % 2 ? planes_tile_ : planes_tile_ + kRound;
+    }
+    pieces_ = walk.cols > most() ? (walk.cols + most() - 1) / most() : 1;
+    rows_per_tile_ = walk.cols > 0 && pieces_ == 1 ? most() / walk.cols : 1;
     tiles_ = (walk.rows + rows_per_tile_ - 1) / rows_per_tile_ * pieces_;
   }
 
@@ -186,9 +275,17 @@ class Runner {
     }
     double* partial = nullptr;  // [row output, row, piece]
     if (D::row_outputs && pieces_ > 1) partial = new double[D::row_outputs * walk_.rows * pieces_];
-    [[maybe_unused]] bool parallel = threads > 1 && tiles_ > 1 && walk_.rows * walk_.cols >= kParallel;
+    C* scratch = nullptr;  // [thread, room]
+    if (D::planes) scratch = new (kCacheLine) C[room() * threads];
+    [[maybe_unused]] bool parallel = threads > 1 && tiles_ > 1 && walk_.rows * walk_.cols * stack_ >= kParallel;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
-    for (int64_t t = 0; t < tiles_; ++t) map(tile(t), partial);
+    for (int64_t t = 0; t < tiles_; ++t) {
+      if constexpr (D::planes)
+        map_planes(tile(t), scratch + thread() * room(), partial);
+      else
+        map(tile(t), partial);
+    }
+    operator delete[](scratch, kCacheLine);
     if (partial) {
       for (int k = 0; k < D::row_outputs; ++k)
         for (int64_t r = 0; r < walk_.rows; ++r) {
@@ -201,10 +298,26 @@ class Runner {
   }
 
  private:
+  // The elements of a whole tile.
+  int most() const {
+    if constexpr (D::planes) return planes_tile_;
+    return kTile;
+  }
+
+  int64_t room() const { return stack_ * pitch_ + scratch_; }  // what a thread needs to stage a tile of stacks
+
+  static int thread() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+  }
+
   Tile tile(int64_t t) const {
     if (pieces_ > 1) {
-      int64_t col = t % pieces_ * kTile, left = walk_.cols - col;
-      return {t / pieces_, col, 1, static_cast<int>(left < kTile ? left : kTile)};
+      int64_t col = t % pieces_ * most(), left = walk_.cols - col;
+      return {t / pieces_, col, 1, static_cast<int>(left < most() ? left : most())};
     }
     int64_t row = t * rows_per_tile_, left = walk_.rows - row;
     return {row, 0, static_cast<int>(left < rows_per_tile_ ? left : rows_per_tile_), static_cast<int>(walk_.cols)};
@@ -238,13 +351,7 @@ class Runner {
       if (in[i] == in_buffer[i]) read(walk_.inputs[i], tile, in_buffer[i]);
     }
     for (int i = 0; i < D::outputs; ++i) out[i] = place(walk_.outputs[i], tile, out_buffer[i]);
-    for (int i = 0; i < D::row_inputs; ++i) {
-      auto data = static_cast<const C*>(walk_.row_inputs[i].data);
-      for (int r = 0, at = 0; r < tile.rows; ++r) {
-        C value = data[(tile.row + r) * walk_.row_inputs[i].stride];
-        for (int c = 0; c < tile.cols; ++c) row_buffer[i][at++] = value;
-      }
-    }
+    for (int i = 0; i < D::row_inputs; ++i) spread_row(i, tile, row_buffer[i]);
     [[maybe_unused]] const float* eps = nullptr;
     if constexpr (D::noise) eps = make_noise(tile, noise_buffer);
 
@@ -286,20 +393,94 @@ class Runner {
 
     for (int i = 0; i < D::outputs; ++i)
       if (out[i] == out_buffer[i] && walk_.outputs[i].data) write(walk_.outputs[i], tile, out_buffer[i]);
-    for (int i = 0; i < D::row_outputs; ++i)
-      for (int r = 0; r < tile.rows; ++r) {
-        C total = sum_of(sum_buffer[i] + r * tile.cols, tile.cols);
-        if (D::log1p && as_product) total += sum_of_log1p(sum_buffer[D::log1p] + r * tile.cols, tile.cols);
-        if (partial)
-          partial[(i * walk_.rows + tile.row + r) * pieces_ + tile.col / kTile] = total;
-        else
-          put_row(i, tile.row + r, total);
+    const C* logs = D::log1p && as_product ? sum_buffer[D::log1p] : nullptr;
+    for (int i = 0; i < D::row_outputs; ++i) add_up(i, tile, sum_buffer[i], partial, logs);
+  }
+
+  void spread_row(int i, const Tile& tile, C* to) const {
+    auto data = static_cast<const C*>(walk_.row_inputs[i].data);
+    for (int r = 0, at = 0; r < tile.rows; ++r) {
+      C value = data[(tile.row + r) * walk_.row_inputs[i].stride];
+      for (int c = 0; c < tile.cols; ++c) to[at++] = value;
+    }
+  }
+
+  // logs: null, or t of the terms ln(1 + t)
+  void add_up(int i, const Tile& tile, const C* terms, double* partial,
+              [[maybe_unused]] const C* logs = nullptr) const {
+    for (int r = 0; r < tile.rows; ++r) {
+      C total = sum_of(terms + r * tile.cols, tile.cols);
+      if constexpr (D::log1p)
+        if (logs) total += sum_of_log1p(logs + r * tile.cols, tile.cols);
+      if (partial)
+        partial[(i * walk_.rows + tile.row + r) * pieces_ + tile.col / most()] = total;
+      else
+        put_row(i, tile.row + r, total);
+    }
+  }
+
+  // The planes where they lie, if whole vectors can be read and written there, else in the scratch.
+  Stack<V> place_planes(const Elements& e, int64_t planes, const Tile& tile, C*& scratch) const {
+    if (tile.size() % kLanes == 0) {
+      C* here = place(e, tile, scratch);
+      if (here != scratch) return {here, e.plane_stride, planes, true};
+    }
+    Stack<V> stack{scratch, pitch_, planes, e.data != nullptr};
+    scratch += planes * pitch_;
+    return stack;
+  }
+
+  void map_planes(const Tile& tile, C* scratch, double* partial) const {
+    alignas(64) C row_buffer[kAtLeast1<D::row_inputs>][D::row_inputs ? kPadded : 1];
+    alignas(64) C sum_buffer[kAtLeast1<D::row_outputs>][D::row_outputs ? kPadded : 1];
+    alignas(64) C weight_buffer[kPadded];
+    Stack<V> in[kAtLeast1<D::inputs>], out[kAtLeast1<D::outputs>];
+    const C* staged_out[kAtLeast1<D::outputs>];
+    const int size = tile.size(), padded = (size + kLanes - 1) / kLanes * kLanes;
+    const Stack<V> work{scratch, kLanes, scratch_ / kLanes, true};
+    scratch += scratch_;
+
+    for (int i = 0; i < D::inputs; ++i) {
+      C* staged = scratch;
+      in[i] = place_planes(walk_.inputs[i], walk_.inputs[i].planes, tile, scratch);
+      if (in[i].data != staged) continue;
+      read(walk_.inputs[i], tile, staged, pitch_);
+      for (; staged < scratch; staged += pitch_)
+        for (int at = size; at < padded; ++at) staged[at] = 0;
+    }
+    for (int i = 0; i < D::outputs; ++i) {
+      staged_out[i] = scratch;
+      out[i] = place_planes(walk_.outputs[i], in[i].planes, tile, scratch);
+    }
+    for (int i = 0; i < D::row_inputs; ++i) spread_row(i, tile, row_buffer[i]);
+    if (walk_.weight.data) read(walk_.weight, tile, weight_buffer);
+
+    for (int at = 0; at < padded; at += kLanes) {
+      V row[kAtLeast1<D::row_inputs>], sum[kAtLeast1<D::row_outputs>];
+      const V weight = walk_.weight.data ? load<V>(weight_buffer + at) : V{};
+      for (int i = 0; i < D::row_inputs; ++i) {
+        row[i] = load<V>(row_buffer[i] + at);
+        if (walk_.weight.data) row[i] = weighed(row[i], weight);
       }
+      D()(in, row, params_, out, sum, work);
+      for (int i = 0; i < D::row_outputs; ++i)
+        store(sum_buffer[i] + at, walk_.weight.data ? weighed(sum[i], weight) : sum[i]);
+      for (int i = 0; i < D::inputs; ++i) in[i].data += kLanes;
+      for (int i = 0; i < D::outputs; ++i) out[i].data += kLanes;
+    }
+
+    for (int i = 0; i < D::outputs; ++i)
+      if (out[i].wanted && out[i].data - padded == staged_out[i]) write(walk_.outputs[i], tile, staged_out[i], pitch_);
+    for (int i = 0; i < D::row_outputs; ++i) add_up(i, tile, sum_buffer[i], partial);
   }
 
   const Walk& walk_;
   C params_[kAtLeast1<D::params>];
   uint64_t seed_ = 0, offset_ = 0;
+  int64_t stack_ = D::planes ? 0 : 1;  // numbers per element, of all inputs and outputs
+  // of staged planes; the pitch is no power of 2, or they would share cache sets
+  int planes_tile_ = 0, pitch_ = 0;
+  int64_t scratch_ = 0;  // numbers that the density keeps beside them
   int64_t pieces_, rows_per_tile_, tiles_;
 };
 
@@ -315,7 +496,7 @@ void run_density(const Walk& walk, int threads) {
 }
 
 #define VAEFAST_ENTRY(name, D) {name, run_density<D, float>, run_density<D, double>},
-constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
+constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY) VAEFAST_PLANES_DENSITIES(VAEFAST_ENTRY)};
 
 }  // namespace
 

@@ -218,6 +218,20 @@ VF_FN F32 interleave_lo(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 0, 4, 1, 5)
 VF_FN F32 interleave_hi(F32 a, F32 b) { return VAEFAST_SHUFFLE(a, b, 2, 6, 3, 7); }
 #endif
 
+// Rows of a square of lanes become its columns: interleaving the halves turns the bits of (row, column) by one place.
+VF_FN void transpose(F32 (&square)[kFloats]) {
+  for (int round = 1; round < kFloats; round *= 2) {
+    F32 next[kFloats];
+#pragma GCC unroll 8
+    for (int i = 0; i < kFloats / 2; ++i) {
+      next[2 * i] = interleave_lo(square[i], square[i + kFloats / 2]);
+      next[2 * i + 1] = interleave_hi(square[i], square[i + kFloats / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kFloats; ++i) square[i] = next[i];
+  }
+}
+
 // ---- half types: bits in, bits out, rounded to nearest even ----
 
 struct Float16 {
@@ -271,6 +285,30 @@ VF_FN void narrow(float x, Float16& to) {
   to.bits = static_cast<uint16_t>(result | sign >> 16);
 #endif
 }
+
+// A vector of floats from and to any type that has them in a row.
+template <class S>
+VF_FN F32 load_wide(const S* from) {
+  F32 v;
+  for (int i = 0; i < kFloats; ++i) v[i] = static_cast<float>(widen(from[i]));
+  return v;
+}
+VF_FN F32 load_wide(const float* from) { return load<F32>(from); }
+VF_FN F32 load_wide(const BFloat16* from) {
+  typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
+  U16 half;
+  memcpy(&half, from, sizeof(half));
+  return (F32)(__builtin_convertvector(half, U32) << 16);
+}
+
+template <class S>
+VF_FN void store_narrow(S* to, F32 v) {
+  for (int i = 0; i < kFloats; ++i) narrow(v[i], to[i]);
+}
+VF_FN void store_narrow(double* to, F32 v) {
+  for (int i = 0; i < kFloats; ++i) to[i] = v[i];
+}
+VF_FN void store_narrow(float* to, F32 v) { store(to, v); }
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

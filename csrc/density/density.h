@@ -13,9 +13,19 @@ template <int Inputs, int RowInputs, int Outputs, int RowOutputs, bool Noise, in
 struct Density {
   static constexpr int inputs = Inputs, row_inputs = RowInputs, outputs = Outputs, row_outputs = RowOutputs;
   static constexpr int params = Params;
-  static constexpr bool noise = Noise;
+  static constexpr bool noise = Noise, planes = false;
   static constexpr bool log1p = false;  // the row's sum is that of sum[0] + ln(1 + sum[1]), sum[1] in [0, 1]
   static constexpr bool heavy = false;  // needs more registers than a GPU thread has for several elements at once
+};
+
+// A density whose elements are stacks of planes: in[i][k] is the k-th number of the element's i-th input, one of
+// in[i].planes, and in[i].at(index) the number that an index names. Its outputs are gradients of the inputs, plane for
+// plane: out[i].put(k, value), and out[i].wanted says whether anyone asked for them. With `Scratch`, `work` keeps
+// in[0].planes numbers until the element is done.
+template <int Inputs, int RowInputs, int Outputs, int RowOutputs, int Params, bool Scratch = false>
+struct PlanesDensity : Density<Inputs, RowInputs, Outputs, RowOutputs, false, Params> {
+  static_assert(Outputs <= Inputs);
+  static constexpr bool planes = true, scratch = Scratch;
 };
 
 // What a density maps, for T = float, double or a vector of either.
@@ -37,6 +47,12 @@ struct Whole {
     }
   }
 };
+
+#define VAEFAST_MAP_PLANES                                                                                             \
+  template <class T, class In, class Out>                                                                              \
+  VF_FN void operator()([[maybe_unused]] const In* in, [[maybe_unused]] const T* row,                                  \
+                        [[maybe_unused]] const Scalar<T>* p, [[maybe_unused]] const Out* out, [[maybe_unused]] T* sum, \
+                        [[maybe_unused]] const Out& work) const
 
 // Terms and their gradients in one pass: the compiler shares what the two densities have in common.
 template <class Forward, class Backward>

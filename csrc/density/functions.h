@@ -7,12 +7,13 @@
 namespace vaefast {
 inline namespace VAEFAST_ISA {
 
-struct Exponentials : Density<1, 0, 3, 0, false, 0> {  // x -> e^x, e^x - 1, e^x - 1 - x
+struct Exponentials : Density<1, 0, 4, 0, false, 0> {  // x -> e^x, e^x - 1, e^x - 1 - x, e^x for x < 88
   VAEFAST_MAP {
     Exp<T> e = exp_parts(in[0]);
     out[0] = e.exp;
     out[1] = e.expm1;
     out[2] = e.excess;
+    out[3] = exp_only(in[0]);
   }
 };
 

@@ -184,6 +184,22 @@ VF_FN Exp<T> exp_parts(T x) {
   return result;
 }
 
+// e^x alone, for x below overflow's 88 (709 in double): a fifth less work than its parts.
+template <class T>
+VF_FN T exp_only(T x) {
+  using C = ExpConstants<Scalar<T>>;
+  using N = Native<T>;
+  T bounded = N::at_least(x, splat<T>(C::lowest));
+  T shifted = N::multiply_add(bounded, splat<T>(C::log2e), splat<T>(C::shift));
+  T k = shifted - C::shift;
+  T r = N::multiply_add(k, splat<T>(-C::ln2_lo), N::multiply_add(k, splat<T>(-C::ln2_hi), bounded));
+  T p = splat<T>(C::term(0));
+  VF_UNROLL
+  for (int i = 1; i < C::terms; ++i) p = N::multiply_add(p, r, splat<T>(C::term(i)));
+  p = N::multiply_add(N::multiply_add(p, r, splat<T>(1)), r, splat<T>(1));
+  return N::scale(p, k, bits<Int<T>>(shifted) - bits<Int<Scalar<T>>>(C::shift));
+}
+
 // ln(1 + g) for 1 + g in [sqrt(1/2), sqrt(2)): Cephes logf
 VF_FN float log_polynomial_constant(int i) {
   constexpr float p[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f, 1.4249322787e-1f,
@@ -300,7 +316,9 @@ VF_FN Log1p<T> log1p_parts(T u, T y) {
 
 template <class T>
 VF_FN T absolute(T x) {
-  return select(x < Scalar<T>(0), -x, x);
+  using Bits = Int<Scalar<T>>;
+  constexpr Bits magnitude = static_cast<Bits>(~static_cast<Uint<Scalar<T>>>(0) >> 1);
+  return bits<T>(bits<Int<T>>(x) & magnitude);
 }
 
 template <class T>

@@ -1,6 +1,8 @@
-// The densities by the names that ops call them by. Every compiled backend expands this table.
+// The densities by the names that ops call them by. Every compiled backend expands the first table; the second, of
+// densities of planes, those whose walk knows planes.
 #pragma once
 #include "density/bernoulli.h"
+#include "density/categorical.h"
 #include "density/continuous_bernoulli.h"
 #include "density/counts.h"
 #include "density/elbo.h"
@@ -9,6 +11,7 @@
 #include "density/iwae.h"
 #include "density/laplace.h"
 #include "density/logistic.h"
+#include "density/logistic_mixture.h"
 #include "density/normal.h"
 
 #define VAEFAST_DENSITIES(X)                                                                 \
@@ -56,3 +59,11 @@
   X("binomial_nll_backward", BinomialNLLBackward)                                            \
   X("beta_binomial_nll_forward", BetaBinomialNLLForward)                                     \
   X("beta_binomial_nll_backward", BetaBinomialNLLBackward)
+
+#define VAEFAST_PLANES_DENSITIES(X)                                                     \
+  X("categorical_nll_forward", CategoricalNLLForward)                                   \
+  X("categorical_nll_backward", CategoricalNLLBackward)                                 \
+  X("categorical_nll_with_gradient", CategoricalNLLWithGradient)                        \
+  X("discretized_logistic_mixture_nll_forward", DiscretizedLogisticMixtureNLLForward)   \
+  X("discretized_logistic_mixture_nll_backward", DiscretizedLogisticMixtureNLLBackward) \
+  X("discretized_logistic_mixture_nll_with_gradient", DiscretizedLogisticMixtureNLLWithGradient)

@@ -11,19 +11,23 @@ from torch import distributions
 
 from vaefast import ops
 from vaefast.ops import _checks
+from vaefast.reference import logistic_mixture
 
 REDUCTIONS = ("none", "mean", "sum")
 
 
 class Row(NamedTuple):
     """name: of the class; function: of vaefast, called with (first parameter, x, other parameters); parameters: what
-    the decoder gives; mean: E[x | parameters]; base: torch's own distribution of one element, where there is one."""
+    the decoder gives; mean: E[x | parameters]; base: torch's own distribution of one element, where there is one;
+    planes: the parameters have several numbers per element, in the first dimension after the batch, and mean takes
+    batch_ndim and the module's options beside them."""
 
     name: str
     function: str
     parameters: str
     mean: Callable | None = None
     base: Callable | None = None
+    planes: bool = False
 
 
 def _first(parameter, *others):
@@ -42,6 +46,10 @@ def _continuous_bernoulli(logits):
     return distributions.ContinuousBernoulli(logits=logits)
 
 
+def _mixture_mean(params, batch_ndim, n_mixtures, **options):
+    return logistic_mixture.mean(params.movedim(batch_ndim, 0), n_mixtures).movedim(0, batch_ndim)
+
+
 TABLE = (
     Row("Bernoulli", "bernoulli_nll", "logits", torch.sigmoid, lambda p: distributions.Bernoulli(logits=p)),
     Row(
@@ -53,9 +61,15 @@ TABLE = (
     ),
     Row("Gaussian", "gaussian_nll", "mu logvar", _first, lambda mu, v: distributions.Normal(mu, torch.exp(0.5 * v))),
     Row("Laplace", "laplace_nll", "mu log_scale", _first, lambda mu, s: distributions.Laplace(mu, s.exp())),
-    Row("Categorical", "categorical_nll", "logits"),
+    Row("Categorical", "categorical_nll", "logits", planes=True),
     Row("DiscretizedLogistic", "discretized_logistic_nll", "mu log_scale", _first),
-    Row("DiscretizedLogisticMixture", "discretized_logistic_mixture_nll", "params"),
+    Row(
+        "DiscretizedLogisticMixture",
+        "discretized_logistic_mixture_nll",
+        "params",
+        _mixture_mean,
+        planes=True,
+    ),
     Row("Poisson", "poisson_nll", "log_rate", torch.exp, lambda r: distributions.Poisson(r.exp(), validate_args=False)),
     Row("NegativeBinomial", "negative_binomial_nll", "mu log_theta", _first, _negative_binomial),
     Row(
@@ -114,7 +128,8 @@ class Likelihood(torch.nn.Module):
         """E[x | parameters], elementwise."""
         if self.row.mean is None:
             raise TypeError(f"{type(self).__name__} has no mean in closed form here")
-        return self.row.mean(*self._complete(parameters))
+        options = {"batch_ndim": self.batch_ndim, **self.options} if self.row.planes else {}
+        return self.row.mean(*self._complete(parameters), **options)
 
     def _complete(self, parameters) -> list:
         """The row's parameters in order, those that are given and those that are fixed."""

@@ -1,6 +1,7 @@
 """Public functions; each checks its arguments, draws a seed where it needs one, and applies its autograd.Function."""
 
 from vaefast.ops.bernoulli import bernoulli_nll
+from vaefast.ops.categorical import categorical_nll
 from vaefast.ops.continuous_bernoulli import continuous_bernoulli_nll
 from vaefast.ops.counts import (
     beta_binomial_nll,
@@ -22,6 +23,7 @@ from vaefast.ops.gaussian import (
 from vaefast.ops.iwae import PIWAE, ciwae_bound, iwae_bound, miwae_bound, piwae_bounds, rsample_log_ratio
 from vaefast.ops.laplace import laplace_nll
 from vaefast.ops.logistic import discretized_logistic_nll
+from vaefast.ops.logistic_mixture import discretized_logistic_mixture_nll
 from vaefast.ops.noise import draw_seed, standard_normal
 
 __all__ = [
@@ -30,8 +32,10 @@ __all__ = [
     "bernoulli_nll",
     "beta_binomial_nll",
     "binomial_nll",
+    "categorical_nll",
     "ciwae_bound",
     "continuous_bernoulli_nll",
+    "discretized_logistic_mixture_nll",
     "discretized_logistic_nll",
     "draw_seed",
     "elbo_loss",

@@ -46,6 +46,8 @@ class Likelihood:
         data_gradient: the backward density writes gradients of the data too, after its other inputs' order. Without,
             they come from the reference.
         with_gradient: there is a third density, <name>_with_gradient, both in one pass (`expected_grad`).
+        planes: which of the tensors hold several numbers for each element, in the first dimension after the batch:
+            [*batch, planes, *event]. `terms` gets them with this dimension in front.
     """
 
     def __init__(
@@ -59,10 +61,13 @@ class Likelihood:
         data: str = "x",
         data_gradient: bool = True,
         with_gradient: bool = False,
+        planes: str = "",
     ):
         self.name, self.names, self.terms, self.support = name, tensors.split(), terms, support
         self.count = len(self.names)
         self.is_data = [n in data.split() for n in self.names]
+        self.has_planes = [n in planes.split() for n in self.names]
+        self.planes = any(self.has_planes)
         self.in_density = [data_gradient or not is_data for is_data in self.is_data]
         arguments = ", ".join(f"Tensor {n}" for n in self.names)
         constants = "".join(f", float {p}" for p in params)
@@ -89,6 +94,8 @@ class Likelihood:
 
     def _reference_forward(self, *args):
         tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
+        if self.planes:
+            tensors = [t.movedim(batch_ndim, 0) if has else t for t, has in zip(tensors, self.has_planes, strict=True)]
         if weight is not None:  # what counts nothing must not reach the gradient as 0 * inf or 0 * NaN; 1 is harmless
             tensors = [torch.where(weight == 0, 1, t) for t in tensors]
         dtype = compute_dtype(tensors[0].dtype)
@@ -115,17 +122,26 @@ class Likelihood:
     def _reference_with_gradient(self, grad_nll, *args):
         return self._reference_forward(*args[:-1]), *self._reference_backward(grad_nll, *args)
 
+    def _for_walk(self, tensors, batch_ndim: int) -> tuple:
+        if not self.planes:
+            return tensors
+        return tuple(
+            [(t, batch_ndim) if p and t is not None else t for t, p in zip(tensors, self.has_planes, strict=True)]
+        )
+
     def _fused_forward(self, walk, *args):
         tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
         nll = empty_rows(tensors[0], batch_ndim)
-        walk(f"{self.name}_forward", batch_ndim, tensors, (), (), (nll,), None, tuple(params), weight)
+        inputs = self._for_walk(tensors, batch_ndim)
+        walk(f"{self.name}_forward", batch_ndim, inputs, (), (), (nll,), None, tuple(params), weight)
         return nll
 
     def _fused_backward(self, walk, grad_nll, *args, density="backward", sums=()):
         tensors, (weight, batch_ndim, *params, wanted) = args[: self.count], args[self.count :]
         grads = tuple([empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)])
-        outputs = tuple(itertools.compress(grads, self.in_density))
-        walk(f"{self.name}_{density}", batch_ndim, tensors, (grad_nll,), outputs, sums, None, tuple(params), weight)
+        inputs = self._for_walk(tensors, batch_ndim)
+        outputs = tuple(itertools.compress(self._for_walk(grads, batch_ndim), self.in_density))
+        walk(f"{self.name}_{density}", batch_ndim, inputs, (grad_nll,), outputs, sums, None, tuple(params), weight)
         grads = tuple([t.new_empty(0) if g is None else g for t, g in zip(tensors, grads, strict=True)])
         rest = [want and not written for want, written in zip(wanted, self.in_density, strict=True)]
         if any(rest):
@@ -197,7 +213,9 @@ class Likelihood:
         for name, tensor in named:
             if tensor.device != first.device:
                 raise ValueError(f"{name} must be on {self.names[0]}'s device {first.device}, got {tensor.device}")
-        if any(tensor.shape != first.shape for _, tensor in named):
+        if self.planes:
+            tensors, weight = self._broadcast_planes(named, weight, batch_ndim)
+        elif any(tensor.shape != first.shape for _, tensor in named):
             tensors, weight = self._broadcast(named, weight)
         parameters = itertools.compress(tensors, map(operator.not_, self.is_data))
         if len({compute_dtype(p.dtype) for p in parameters}) > 1:  # half types and float32 are read side by side
@@ -228,4 +246,29 @@ class Likelihood:
         except RuntimeError:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in named)
             raise ValueError(f"the arguments of {self.name} must broadcast to one shape, got {shapes}") from None
+        return tensors[: self.count], None if weight is None else tensors[-1]
+
+    def _broadcast_planes(self, named, weight, batch_ndim: int):
+        """The same, each tensor with planes keeping its own number of them, in dimension `batch_ndim`."""
+        named = [(name, t, has) for (name, t), has in zip(named, [*self.has_planes, False], strict=False)]
+        for name, t, has in named:
+            if has and t.ndim == 0:
+                raise ValueError(f"{name} must have at least one dimension, got a 0-d tensor")
+            if has:
+                _checks.batch_ndim(batch_ndim, t.ndim - 1)
+            if has and t.shape[batch_ndim] == 0:
+                raise ValueError(f"{name} must not be empty in dimension {batch_ndim}, got {tuple(t.shape)}")
+        split = [(t.shape[:batch_ndim], t.shape[batch_ndim + has :]) for _, t, has in named]
+        try:
+            shape = torch.broadcast_shapes(*[(*batch, *event) for batch, event in split])
+            batch, event = shape[:batch_ndim], shape[batch_ndim:]
+            if any(has and t.ndim != len(shape) + 1 for _, t, has in named):
+                raise RuntimeError("planes would change their dimension")
+            tensors = [t.expand(*batch, t.shape[batch_ndim], *event) if has else t.expand(shape) for _, t, has in named]
+        except RuntimeError:
+            shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t, _ in named)
+            raise ValueError(
+                f"the arguments of {self.name} must broadcast to one shape, apart from the planes in dimension "
+                f"{batch_ndim}, got {shapes}"
+            ) from None
         return tensors[: self.count], None if weight is None else tensors[-1]

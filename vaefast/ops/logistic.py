@@ -7,18 +7,33 @@ import torch
 from vaefast.ops._likelihood import Likelihood, parameter
 from vaefast.reference import logistic as reference
 
-_LOG_SCALE_FLOOR = -7.0
+LOG_SCALE_FLOOR = -7.0
 
 
-def _in_range(x: torch.Tensor) -> torch.Tensor:
+def in_range(x: torch.Tensor) -> torch.Tensor:
     return x.abs() <= 1 if x.is_floating_point() else x >= 0
+
+
+def level_params(x: object, levels: int, validate: bool) -> tuple[float, float, float, float, float]:
+    """The constants of the reference: x's factor (coarse, fine) and offset, half a bin, the least log-scale."""
+    if not isinstance(levels, int) or isinstance(levels, bool):
+        raise TypeError(f"levels must be an int, got {type(levels).__name__}")
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
+    half_bin = 1 / (levels - 1)
+    if not isinstance(x, torch.Tensor) or x.is_floating_point():
+        return 1.0, 0.0, 0.0, half_bin, LOG_SCALE_FLOOR
+    if validate and bool((x.long() >= levels).any()):  # of bytes, 256 would wrap to 0
+        raise ValueError(f"x must be less than levels = {levels} where it is an integer, got {x.max()}")
+    coarse = round(2 * half_bin * 2**22) / 2**22  # times a level it has at most float32's 24 bits
+    return coarse, 2 * half_bin - coarse, -1.0, half_bin, LOG_SCALE_FLOOR
 
 
 _discretized_logistic_nll = Likelihood(
     "discretized_logistic_nll",
     "mu log_scale x",
     terms=reference.discretized_logistic_nll,
-    support=("in [-1, 1], or an integer level from 0", _in_range),
+    support=("in [-1, 1], or an integer level from 0", in_range),
     params=("coarse", "fine", "offset", "half_bin", "floor"),
 )
 
@@ -46,22 +61,12 @@ def discretized_logistic_nll(
 
     Gradient: to mu, log_scale (0 below the floor) and floating x, of the same formula.
     """
-    if not isinstance(levels, int) or isinstance(levels, bool):
-        raise TypeError(f"levels must be an int, got {type(levels).__name__}")
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
-    half_bin, coarse, fine, offset = 1 / (levels - 1), 1.0, 0.0, 0.0
-    if isinstance(x, torch.Tensor) and not x.is_floating_point():
-        if validate and bool((x >= levels).any()):
-            raise ValueError(f"x must be less than levels = {levels} where it is an integer, got {x.max()}")
-        coarse = round(2 * half_bin * 2**22) / 2**22  # times a level it has at most float32's 24 bits
-        fine, offset = 2 * half_bin - coarse, -1.0
     return _discretized_logistic_nll(
         mu,
         parameter(log_scale, mu),
         x,
         weight=weight,
         batch_ndim=batch_ndim,
-        params=(coarse, fine, offset, half_bin, _LOG_SCALE_FLOOR),
+        params=level_params(x, levels, validate),
         validate=validate,
     )
