@@ -68,6 +68,32 @@ def zero_inflated_negative_binomial(mu, log_theta, gate_logits, x, eps: float = 
     return (-log_p.sum(-1),)
 
 
+def logistic_mixture(params, x):
+    """The loss of PixelCNN++ as VDVAE has it: params [B, 10 K, H, W] of a convolution, turned into channels-last; x
+    [B, H, W, 3] in -1…1; nats per image."""
+    params = params.permute(0, 2, 3, 1)
+    samples = params.shape[-1] // 10
+    logits, rest = params[..., :samples], params[..., samples:].unflatten(-1, (3, 3 * samples))
+    means, log_scales, coefficients = rest.split(samples, -1)
+    log_scales = log_scales.clamp(min=-7.0)
+    coefficients = torch.tanh(coefficients)
+    x = x.unsqueeze(-1).expand(*x.shape, samples)
+    red, green, blue = means.unbind(-2)
+    green = green + coefficients[..., 0, :] * x[..., 0, :]
+    blue = blue + coefficients[..., 1, :] * x[..., 0, :] + coefficients[..., 2, :] * x[..., 1, :]
+    centred = x - torch.stack([red, green, blue], -2)
+    inverse = torch.exp(-log_scales)
+    upper, lower = inverse * (centred + 1.0 / 255.0), inverse * (centred - 1.0 / 255.0)
+    mass = torch.sigmoid(upper) - torch.sigmoid(lower)
+    lowest, highest = upper - functional.softplus(upper), -functional.softplus(lower)
+    middle = inverse * centred
+    density = middle - log_scales - 2.0 * functional.softplus(middle) - math.log(127.5)
+    inner = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), density)
+    log_p = torch.where(x < -0.999, lowest, torch.where(x > 0.999, highest, inner))
+    log_p = log_p.sum(-2) + torch.log_softmax(logits, -1)
+    return (-torch.logsumexp(log_p, -1).sum((1, 2)),)
+
+
 def iwae(mu, logvar, logits, x, eps=None):
     """The importance-weighted bound of K samples (Burda et al. 2016), the data repeated as in pythae."""
     samples = logits.shape[1]
@@ -108,6 +134,10 @@ def fused_zero_inflated_negative_binomial(mu, log_theta, gate_logits, x):
     return (vaefast.zero_inflated_negative_binomial_nll(mu, x, log_theta, gate_logits),)
 
 
+def fused_logistic_mixture(params, x):
+    return (vaefast.discretized_logistic_mixture_nll(params, x.movedim(-1, 1), params.shape[1] // 10),)
+
+
 def fused_iwae(mu, logvar, logits, x, seed=None):
     z, log_ratio = vaefast.rsample_log_ratio(mu, logvar, logits.shape[1], seed=seed)
     log_w = log_ratio - vaefast.bernoulli_nll(logits, x.unsqueeze(1), batch_ndim=2)
@@ -125,6 +155,10 @@ def _counts(shape, generator):
     """Counts as sparse as genes': nine of ten below 3."""
     rate = torch.empty(shape).exponential_(generator=generator)
     return (torch.poisson(rate, generator=generator),)
+
+
+def _pixels(shape, generator):
+    return (torch.randint(0, 256, shape, generator=generator) / 127.5 - 1.0,)
 
 
 def _elbo_case(name: str, device: str, batch: int, latent: int, data: int, **options) -> Case:
@@ -196,6 +230,20 @@ def cases(device: str) -> list[Case]:
                 targets=targets(4, 1.5),
             )
         )
+    image, samples = WORKLOADS["dmol_cifar"]["x"], WORKLOADS["dmol_cifar"]["K"]
+    rows.append(
+        Case(
+            name="dmol_cifar",
+            op="discretized_logistic_mixture_nll_forward",
+            device=device,
+            eager=logistic_mixture,
+            fused=fused_logistic_mixture,
+            shapes=((image[0], 10 * samples, *image[1:3]),),
+            data=functools.partial(_pixels, image),
+            threads=threads,
+            targets=targets(10, 3),
+        )
+    )
     w = WORKLOADS["iwae_mnist"]
     rows.append(
         Case(

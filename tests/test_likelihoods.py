@@ -201,7 +201,7 @@ def test_refusals_name_the_argument(pixels, backend):
 
 @pytest.mark.parametrize("cols", [1, 127, 128, 129, 784, 1024, 1025, 3000])
 def test_well_predicted_pixels_keep_their_digits(cols, backend):
-    """The CPU takes one logarithm of a product for a whole row: terms of 1e-30 beside each other, and beside one of 1."""
+    """The CPU takes one logarithm of a product for a whole row: terms of 1e-30 beside each other, and beside larger."""
     size = torch.linspace(1, 70, 5 * cols).reshape(5, cols).roll(3, 0)
     size[1] += 30.0
     x = (torch.arange(5 * cols).reshape(5, cols) % 3 == 0).float()
