@@ -18,7 +18,7 @@ import os
 # contender that allocates large outputs. `facts.environment` records what was in force.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 keeps_freed_memory = False
-# The same below PyTorch's 2 MB: glibc would give freed memory back to the system, and each step would fault it in again.
+# The same below PyTorch's 2 MB: glibc would give freed memory back to the system, and each step fault it in anew.
 # -1 and -3 are M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (malloc.h); where there is no mallopt, nothing is changed.
 with contextlib.suppress(AttributeError, OSError, TypeError):
     _libc = ctypes.CDLL(None)
