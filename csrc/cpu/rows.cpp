@@ -194,7 +194,9 @@ void write(const Elements& e, const Tile& tile, const C* buffer, int64_t pitch =
 // A vector of noise, which is float32 whatever the walk computes in.
 VF_FN void widen_noise(F32& v, const float* from) { fill(v, from); }
 VF_FN void widen_noise(F64& v, const float* from) {
-  for (int i = 0; i < kFloats / 2; ++i) v[i] = from[i];
+  VectorOfBytes<float, kBytes / 2>::Type narrow;
+  memcpy(&narrow, from, sizeof(narrow));
+  v = convert<F64>(narrow);
 }
 template <class V>
 VF_FN void widen_noise(Pair<V>& v, const float* from) {
