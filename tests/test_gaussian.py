@@ -363,10 +363,10 @@ def _options(row):
 
 
 def test_option_errors(row):
-    function, tensors = getattr(vaefast, row.name), row.inputs((4, 6))
+    function, arguments = getattr(vaefast, row.name), row.arguments(row.inputs((4, 6)))
     for argument, value, error, message in _options(row):
         with pytest.raises(error, match=message):
-            function(*tensors, **{argument: value})
+            function(*arguments, **{argument: value})
 
 
 @pytest.mark.parametrize(
