@@ -30,7 +30,7 @@ VAEFAST_DECLARE(avx512)
 namespace cuda {
 // Throws std::runtime_error with CUDA's own words.
 bool run_rows(const char* density, const Walk& walk, int device, void* stream);
-int64_t pieces(const Walk& walk);
+int64_t pieces(const char* density, const Walk& walk);
 }  // namespace cuda
 #endif
 }  // namespace vaefast
@@ -234,8 +234,6 @@ PYBIND11_MODULE(_C, m) {
 #define VAEFAST_NAME(name, D) densities.append(name);
   VAEFAST_DENSITIES(VAEFAST_NAME)
   m.attr("densities") = py::tuple(densities);
-  VAEFAST_PLANES_DENSITIES(VAEFAST_NAME)
-  m.attr("cpu_densities") = py::tuple(densities);  // the CPU's walk knows planes too
 
   py::list names;
   for (const auto& set : sets())
@@ -291,7 +289,7 @@ PYBIND11_MODULE(_C, m) {
          const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed,
          const py::tuple& params, const py::object& weight) {
         Call call(1, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
-        int64_t pieces = row_outputs.empty() ? 1 : cuda::pieces(call.walk);
+        int64_t pieces = row_outputs.empty() ? 1 : cuda::pieces(density, call.walk);
         if (pieces > 1) {  // PyTorch's memory: ordered by the stream, and a CUDA graph's own while one is captured
           call.keep.push_back(row_outputs[0].attr("new_empty")(row_outputs.size() * call.walk.rows * pieces));
           call.walk.pieces = pointer(call.keep.back().ptr());

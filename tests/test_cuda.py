@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import test_categorical
 import test_gaussian
 import test_layout
+import test_logistic_mixture
 import test_noise
 import test_ops
 import torch
@@ -31,7 +33,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import vaefast
 from vaefast import _extension
 from vaefast._layout import readable
-from vaefast.ops._define import TABLE
 from vaefast.reference.noise import standard_normal
 
 ROOT = Path(__file__).parent.parent
@@ -90,15 +91,13 @@ def emulated(tmp_path_factory):
 
 
 @pytest.fixture
-def backend(request, emulated, monkeypatch):
-    for op in request.getfixturevalue("row").ops if "row" in request.fixturenames else ():
-        need("cuda", emulated.why_not(TABLE[op].density, "cpu"))
+def backend(emulated, monkeypatch):
     monkeypatch.setattr(_extension, "cuda", emulated)
     with vaefast.use_backend("cuda"):
         yield Backend("emulated", "cpu")
 
 
-for _module in (test_gaussian, test_layout, test_noise, test_ops):
+for _module in (test_categorical, test_gaussian, test_layout, test_logistic_mixture, test_noise, test_ops):
     for _name, _function in vars(_module).items():
         _slow = any(mark.name == "slow" for mark in getattr(_function, "pytestmark", ()))  # here, hours
         if _name.startswith("test_") and not _slow and "backend" in inspect.signature(_function).parameters:
@@ -196,18 +195,19 @@ def test_sums_of_many_rows(emulated, last_blocks, cols):
 
 
 class Kernel(NamedTuple):
-    walk: str  # map_packs or map_elements
+    walk: str  # map_packs, map_elements or map_planes
     density: str
     dtype: str  # as the mangled name has it
     code: list[str]  # mnemonics
 
 
-_NAME = re.compile(r"(map_packs|map_elements)INS_\d+scalar\d+(\w+?)E(f|d|6__half|13__nv_bfloat16)E")
+_NAME = re.compile(r"(map_packs|map_elements|map_planes)INS_\d+scalar\d+(\w+?)E(f|d|6__half|13__nv_bfloat16)E")
 _TENSORS = re.compile(r"struct (\w+)\s+: Density<(\d+), \d+, (\d+), ")
 HEADERS = "\n".join(header.read_text() for header in sorted((CSRC / "density").glob("*.h")))
 DENSITIES = {name: (int(inputs), int(outputs)) for name, inputs, outputs in _TENSORS.findall(HEADERS)}
 for _name, _forward, _backward in re.findall(r"struct (\w+) : WithGradient<(\w+), (\w+)>", HEADERS):
     DENSITIES[_name] = (DENSITIES[_forward][0], DENSITIES[_backward][1])
+PLANES = set(re.findall(r'X\("\w+", (\w+)\)', HEADERS)) - set(DENSITIES)
 # the types that a kernel is compiled for, and how many 16-byte accesses a thread makes to each tensor
 PACKS = {
     "map_packs": {"f": 2, "d": 2, "6__half": 1, "13__nv_bfloat16": 1},
@@ -262,11 +262,14 @@ def kernels(binary, cuobjdump, capability):
 def test_every_density_is_compiled(kernels):
     expected = {(walk, density, dtype) for walk, dtypes in PACKS.items() for density in DENSITIES for dtype in dtypes}
     heavy = set(re.findall(r"struct (\w+) : .*\n  static constexpr bool heavy = true", HEADERS))
-    assert {k[:3] for k in kernels} == {k for k in expected if k[0] == "map_elements" or k[1] not in heavy}
+    expected = {k for k in expected if k[0] == "map_elements" or k[1] not in heavy}
+    assert {k[:3] for k in kernels} == expected | {
+        ("map_planes", density, dtype) for density in PLANES for dtype in "fd"
+    }
 
 
 def test_packs_are_read_and_written_16_bytes_at_a_time(kernels):
-    for kernel in kernels:
+    for kernel in (k for k in kernels if k.walk in PACKS):
         inputs, outputs = DENSITIES[kernel.density]
         packs = PACKS[kernel.walk][kernel.dtype]
         assert sum(c.startswith("LDG") and ".128" in c for c in kernel.code) == inputs * packs, kernel[:3]

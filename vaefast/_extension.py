@@ -78,7 +78,7 @@ class _CPU:
             return reason()
         if device_type != "cpu":
             return "it runs on CPU tensors only"
-        return None if density in module().cpu_densities else f"it has no kernel for {density}"
+        return None if density in module().densities else f"it has no kernel for {density}"
 
     @property
     def rows(self):

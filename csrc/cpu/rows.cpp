@@ -229,6 +229,7 @@ S sum_of_log1p(const S* values, int count) {
 // One vector of an argument whose elements are stacks of planes.
 template <class V>
 struct Stack {
+  static constexpr bool kept = true;
   Scalar<V>* data;
   int64_t pitch, planes;  // pitch: from plane to plane
   bool wanted;
@@ -498,7 +499,7 @@ void run_density(const Walk& walk, int threads) {
 }
 
 #define VAEFAST_ENTRY(name, D) {name, run_density<D, float>, run_density<D, double>},
-constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY) VAEFAST_PLANES_DENSITIES(VAEFAST_ENTRY)};
+constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
 
 }  // namespace
 

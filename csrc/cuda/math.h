@@ -33,5 +33,7 @@ VF_FN Exp<float> exp_parts(float x) {
   return {e, near ? x + q : e - 1, near ? q : (e - 1) - N::at_most(x, 100)};
 }
 
+VF_FN float exp_only(float x) { return expf(x); }
+
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

@@ -7,7 +7,7 @@
 // depends on the device or on the order of the blocks.
 //
 // Tensors of one type whose packs are aligned take `map_packs`, all of a thread's loads in flight before the first is
-// used; any other strides, types and weights take `map_elements`.
+// used; any other strides, types and weights take `map_elements`. Elements that are stacks of planes take `map_planes`.
 //
 // Predicted for float32 from sm_90 machine code, not measured (rsample_kl_forward; _backward): 12; 20 bytes and about
 // 111; 114 instructions an element, 60 of them the noise; at most 64 registers, so 1024 threads and 64; 96 KiB of loads
@@ -36,6 +36,7 @@ constexpr int kWarp = 32;
 constexpr int kMostThreads = 1024;  // in a block
 constexpr int kLeastThreads = 128;
 constexpr int kPieceThreads = 256;  // of a group that owns a piece of a row
+constexpr int kPlanesEach = 8;      // elements of a thread, where they are stacks of planes
 constexpr int kEndless = 1 << 20;   // elements, more than a piece has
 
 template <int N>
@@ -193,8 +194,8 @@ __device__ __forceinline__ void add_group(C* values, int group, int lane) {
       for (int i = 1; i < group / kWarp; ++i) values[k] += of_warp[k][warp + i];
 }
 
-template <class D, class S, class C>
-__device__ __forceinline__ void load_rows(const Task<D, C>& task, const Share<S>& share, C* of_row) {
+template <class D, class C, class Place>
+__device__ __forceinline__ void load_rows(const Task<D, C>& task, const Place& share, C* of_row) {
 #pragma unroll
   for (int i = 0; i < D::row_inputs; ++i) {
     const Rows& from = task.row_inputs[i];
@@ -202,8 +203,8 @@ __device__ __forceinline__ void load_rows(const Task<D, C>& task, const Share<S>
   }
 }
 
-template <class D, class S, class C>
-__device__ __forceinline__ void store_sums(const Task<D, C>& task, const Share<S>& share, C* sums) {
+template <class D, class C, class Place>
+__device__ __forceinline__ void store_sums(const Task<D, C>& task, const Place& share, C* sums) {
   if constexpr (D::row_outputs > 0) {
     add_group<D::row_outputs>(sums, 1 << share.group_log2, share.lane);
     if (share.lane != 0 || !share.exists) return;
@@ -333,6 +334,62 @@ __global__ void __launch_bounds__(kThreads<S>, 1) map_elements(const Task<D, Com
   store_sums(task, share, sums);
 }
 
+// The planes of one element.
+template <class C>
+struct Stack {
+  const Elements* e;
+  int64_t first, planes;
+  bool wanted;
+
+  Stack() = default;
+  __device__ __forceinline__ Stack(const Elements& e, int64_t row, int64_t col)
+      : e(&e), first(0), planes(e.planes), wanted(e.data != nullptr) {
+    if (wanted) first = offset(e, row, col);
+  }
+  __device__ __forceinline__ C operator[](int64_t plane) const { return read<C>(*e, first + plane * e->plane_stride); }
+  __device__ __forceinline__ C at(C plane) const { return (*this)[static_cast<int64_t>(plane)]; }
+  __device__ __forceinline__ void put(int64_t plane, C value) const {
+    if (wanted) write(*e, first + plane * e->plane_stride, value);
+  }
+};
+
+struct Nothing {  // a thread has no room to keep a stack
+  static constexpr bool kept = false;
+};
+
+// Where a thread works: its group owns a row, or a piece of one.
+struct Lane {
+  int group_log2, lane;
+  int64_t row;
+  bool exists;
+};
+
+// Stacks of planes of any strides and types, weighed or not: a thread an element, neighbours side by side.
+template <class D, class C>
+__global__ void __launch_bounds__(kPieceThreads, 1) map_planes(const Task<D, C> task) {
+  const int group = 1 << task.group_log2, threads = blockDim.x;
+  const int64_t block = blockIdx.y + static_cast<int64_t>(gridDim.y) * blockIdx.z;
+  const int64_t row = block * (threads >> task.group_log2) + (threadIdx.x >> task.group_log2);
+  const Lane share{task.group_log2, static_cast<int>(threadIdx.x) & (group - 1), row, row < task.rows};
+  C of_row[kAtLeast1<D::row_inputs>], sums[kAtLeast1<D::row_outputs>] = {};
+  load_rows(task, share, of_row);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kPlanesEach * group;
+#pragma unroll 1
+  for (int j = 0; j < kPlanesEach; ++j) {
+    const int64_t col = begin + j * group + share.lane;
+    if (!share.exists || col >= task.cols) break;
+    Stack<C> in[D::inputs], out[kAtLeast1<D::outputs>];
+    for (int i = 0; i < D::inputs; ++i) in[i] = Stack<C>(task.inputs[i], row, col);
+    for (int i = 0; i < D::outputs; ++i) out[i] = Stack<C>(task.outputs[i], row, col);
+    C weight = 1, weighed[kAtLeast1<D::row_inputs>], term[kAtLeast1<D::row_outputs>];
+    if (task.weight.data != nullptr) weight = read<C>(task.weight, offset(task.weight, row, col));
+    for (int i = 0; i < D::row_inputs; ++i) weighed[i] = product(weight, of_row[i]);
+    D()(in, weighed, task.params, out, term, Nothing{});
+    for (int k = 0; k < D::row_outputs; ++k) sums[k] += product(weight, term[k]);
+  }
+  store_sums(task, share, sums);
+}
+
 // One block a row: the sum of its pieces.
 template <class C>
 __global__ void __launch_bounds__(kMostThreads) add_pieces(const C* pieces, int64_t count, Rows to) {
@@ -389,6 +446,12 @@ Cut cut(int64_t rows, int64_t cols, bool sums) {
   return {group_log2, pieces, std::max(1 << group_log2, kLeastThreads)};
 }
 
+Cut cut_planes(int64_t cols) {
+  int group_log2 = 0;
+  while (1 << group_log2 < std::min<int64_t>(cols, kPieceThreads)) ++group_log2;
+  return {group_log2, std::max<int64_t>(divide_up(cols, kPlanesEach << group_log2), 1), kPieceThreads};
+}
+
 bool dense_rows(const Elements& e, int64_t cols) { return e.col.stride == 1 && e.col.segment >= cols; }
 
 template <class S>
@@ -397,10 +460,8 @@ bool dense_packs(const Elements& e, int64_t rows, int64_t cols) {
          (rows == 1 || (e.row.stride - cols) % kPack<S> == 0);
 }
 
-template <class S, class D>
-void launch(void (*kernel)(Task<D, Compute<S>>), Task<D, Compute<S>>& task, cudaStream_t stream) {
-  using C = Compute<S>;
-  const Cut cut = cuda::cut<S>(task.rows, task.cols, D::row_outputs > 0);
+template <class D, class C>
+void launch(void (*kernel)(Task<D, C>), Task<D, C>& task, const Cut& cut, cudaStream_t stream) {
   task.group_log2 = cut.group_log2;
   // x: pieces of a row; y and z, which hold 65535 each: blocks of rows
   const int64_t blocks = divide_up(task.rows, cut.threads >> cut.group_log2), z = divide_up(blocks, 65535);
@@ -419,9 +480,8 @@ void launch(void (*kernel)(Task<D, Compute<S>>), Task<D, Compute<S>>& task, cuda
   }
 }
 
-template <class D, class S>
-void run(const Walk& walk, cudaStream_t stream) {
-  using C = Compute<S>;
+template <class D, class C>
+Task<D, C> as_task(const Walk& walk) {
   Task<D, C> task{};
   task.rows = walk.rows, task.cols = walk.cols;
   task.weight = walk.weight, task.seed = walk.seed, task.pieces = static_cast<C*>(walk.pieces);
@@ -430,7 +490,20 @@ void run(const Walk& walk, cudaStream_t stream) {
   std::copy_n(walk.row_inputs, D::row_inputs, task.row_inputs);
   std::copy_n(walk.row_outputs, D::row_outputs, task.row_outputs);
   std::copy_n(walk.params, D::params, task.params);
+  return task;
+}
 
+template <class D, class C>
+void run_planes(const Walk& walk, cudaStream_t stream) {
+  Task<D, C> task = as_task<D, C>(walk);
+  if (task.rows == 0 || (task.cols == 0 && D::row_outputs == 0)) return;
+  launch(map_planes<D, C>, task, cut_planes(task.cols), stream);
+}
+
+template <class D, class S>
+void run(const Walk& walk, cudaStream_t stream) {
+  using C = Compute<S>;
+  Task<D, C> task = as_task<D, C>(walk);
   auto all = [&](auto holds) {
     auto unused_or_holds = [&](const Elements& e) { return e.data == nullptr || holds(e); };
     return std::all_of(task.inputs, task.inputs + D::inputs, unused_or_holds) &&
@@ -445,35 +518,49 @@ void run(const Walk& walk, cudaStream_t stream) {
     for (Elements& e : task.outputs) e.col.segment = task.cols;
   }
   if (task.rows == 0 || (task.cols == 0 && D::row_outputs == 0)) return;
+  const Cut cut = cuda::cut<S>(task.rows, task.cols, D::row_outputs > 0);
   if constexpr (!D::heavy)
     if (task.weight.data == nullptr && all([&](const Elements& e) { return dense_packs<S>(e, task.rows, task.cols); }))
-      return launch<S>(map_packs<D, S>, task, stream);
-  launch<S>(map_elements<D, std::conditional_t<sizeof(S) == 2, __half, S>>, task, stream);  // which cuts like S
+      return launch(map_packs<D, S>, task, cut, stream);
+  launch(map_elements<D, std::conditional_t<sizeof(S) == 2, __half, S>>, task, cut, stream);  // which cuts like S
 }
 
 template <class D>
 void run_density(const Walk& walk, cudaStream_t stream) {
-  switch ((D::inputs ? walk.inputs : walk.outputs)[0].dtype) {
-    case DType::float32: return run<D, float>(walk, stream);
-    case DType::float64: return run<D, double>(walk, stream);
-    case DType::float16: return run<D, __half>(walk, stream);
-    case DType::bfloat16: return run<D, __nv_bfloat16>(walk, stream);
-    default: throw std::runtime_error("the first tensor of a walk must be floating-point");
+  if constexpr (D::planes) {
+    return walk.wide ? run_planes<D, double>(walk, stream) : run_planes<D, float>(walk, stream);
+  } else {
+    switch ((D::inputs ? walk.inputs : walk.outputs)[0].dtype) {
+      case DType::float32: return run<D, float>(walk, stream);
+      case DType::float64: return run<D, double>(walk, stream);
+      case DType::float16: return run<D, __half>(walk, stream);
+      case DType::bfloat16: return run<D, __nv_bfloat16>(walk, stream);
+      default: throw std::runtime_error("the first tensor of a walk must be floating-point");
+    }
   }
 }
 
 struct Entry {
   const char* name;
   void (*run)(const Walk&, cudaStream_t);
+  bool planes;
 };
 
-#define VAEFAST_ENTRY(name, D) {name, run_density<D>},
+#define VAEFAST_ENTRY(name, D) {name, run_density<D>, D::planes},
 constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
+
+const Entry* find(const char* density) {
+  for (const Entry& entry : kEntries)
+    if (strcmp(entry.name, density) == 0) return &entry;
+  return nullptr;
+}
 
 }  // namespace
 
 // Numbers that Walk::pieces must have room for, for each row output and row; at 1 it is not used.
-int64_t pieces(const Walk& walk) {
+int64_t pieces(const char* density, const Walk& walk) {
+  const Entry* entry = find(density);
+  if (entry != nullptr && entry->planes) return cut_planes(walk.cols).pieces;
   switch (walk.inputs[0].dtype) {
     case DType::float32: return cut<float>(walk.rows, walk.cols, true).pieces;
     case DType::float64: return cut<double>(walk.rows, walk.cols, true).pieces;
@@ -483,13 +570,11 @@ int64_t pieces(const Walk& walk) {
 
 // False: no density of that name. Throws std::runtime_error with CUDA's own words.
 bool run_rows(const char* density, const Walk& walk, int device, void* stream) {
-  for (const Entry& entry : kEntries)
-    if (strcmp(entry.name, density) == 0) {
-      CurrentDevice current(device);
-      entry.run(walk, static_cast<cudaStream_t>(stream));
-      return true;
-    }
-  return false;
+  const Entry* entry = find(density);
+  if (entry == nullptr) return false;
+  CurrentDevice current(device);
+  entry->run(walk, static_cast<cudaStream_t>(stream));
+  return true;
 }
 
 }  // namespace vaefast::cuda

@@ -21,7 +21,7 @@ struct Density {
 // A density whose elements are stacks of planes: in[i][k] is the k-th number of the element's i-th input, one of
 // in[i].planes, and in[i].at(index) the number that an index names. Its outputs are gradients of the inputs, plane for
 // plane: out[i].put(k, value), and out[i].wanted says whether anyone asked for them. With `Scratch`, `work` keeps
-// in[0].planes numbers until the element is done.
+// in[0].planes numbers until the element is done, where there is room for them (Work::kept).
 template <int Inputs, int RowInputs, int Outputs, int RowOutputs, int Params, bool Scratch = false>
 struct PlanesDensity : Density<Inputs, RowInputs, Outputs, RowOutputs, false, Params> {
   static_assert(Outputs <= Inputs);
@@ -49,10 +49,10 @@ struct Whole {
 };
 
 #define VAEFAST_MAP_PLANES                                                                                             \
-  template <class T, class In, class Out>                                                                              \
+  template <class T, class In, class Out, class Work>                                                                  \
   VF_FN void operator()([[maybe_unused]] const In* in, [[maybe_unused]] const T* row,                                  \
                         [[maybe_unused]] const Scalar<T>* p, [[maybe_unused]] const Out* out, [[maybe_unused]] T* sum, \
-                        [[maybe_unused]] const Out& work) const
+                        [[maybe_unused]] const Work& work) const
 
 // Terms and their gradients in one pass: the compiler shares what the two densities have in common.
 template <class Forward, class Backward>

@@ -82,6 +82,21 @@ struct Component {
     }
   }
 
+  // f(plane, derivative) for each of its parameters but the logit, once measured.
+  template <class In, class F>
+  VF_FN void by_plane(const Mixture<Channels, In>& mixture, int64_t k, const Pixel<Channels, T>& x, F f) const {
+    VF_UNROLL
+    for (int c = 0; c < Channels; ++c) {
+      f(mixture.mean(c, k), by_mean[c]);
+      f(mixture.log_scale(c, k), by_log_scale[c]);
+    }
+    if constexpr (Channels == 3) {
+      f(mixture.coefficient(0, k), by_mean[1] * x.value[0] * coefficient[0].slope);
+      f(mixture.coefficient(1, k), by_mean[2] * x.value[0] * coefficient[1].slope);
+      f(mixture.coefficient(2, k), by_mean[2] * x.value[1] * coefficient[2].slope);
+    }
+  }
+
   // p[3], p[4]: half a bin, the least log-scale
   template <bool Gradient>
   VF_FN void measure(const Pixel<Channels, T>& x, const Scalar<T>* p) {
@@ -91,18 +106,18 @@ struct Component {
     T distance[Channels], inverse[Channels], y[Channels], w[Channels];
     Exp<T> near[Channels], second[Channels];
     auto inner = [&](int c) { return absolute(x.value[c]) <= S(1) - p[3]; };
-    auto flip = [&](int c) { return select(inner(c), distance[c], x.value[c]) < S(0); };
-    auto outside = [&](int c) { return y[c] > w[c]; };  // the mean is, of the bin
     VF_UNROLL
     for (int c = 0; c < Channels; ++c) {
       distance[c] = x.coarse[c] - mean[c] + x.fine[c];
       inverse[c] = exp_only(-N::at_least(log_scale[c], splat<T>(p[4])));
     }
+    auto flip = [&](int c) { return select(inner(c), distance[c], x.value[c]) < S(0); };
     VF_UNROLL
     for (int c = 0; c < Channels; ++c) {
       y[c] = inverse[c] * select(flip(c), -distance[c], distance[c]);
       w[c] = inverse[c] * p[3];
     }
+    auto outside = [&](int c) { return y[c] > w[c]; };  // the mean is, of the bin
     VF_UNROLL
     for (int c = 0; c < Channels; ++c) {
       near[c] = exp_parts(-absolute(y[c] - w[c]));
@@ -160,45 +175,52 @@ VF_FN T mixture_nll(const In* in, const Scalar<T>* p) {
   return log_sum_exp<T>(in[0], mixture.n) - joint.log();
 }
 
-// -log p, and the gradients. `work` keeps those of every component's own -log p until the components' weights are
-// known.
-template <int Channels, class T, class In, class Out>
-VF_FN T mixture_gradient(const In* in, T grad, const Scalar<T>* p, const Out* out, const Out& work) {
+// -log p, and the gradients. What every component's own -log p contributes is needed twice: before the components'
+// weights are known, and after. `work` keeps it in between; where nothing is kept it is computed again.
+template <int Channels, class T, class In, class Out, class Work>
+VF_FN T mixture_gradient(const In* in, T grad, const Scalar<T>* p, const Out* out, const Work& work) {
   Mixture<Channels, In> mixture(in[0]);
   Pixel<Channels, T> x(in[1], p);
   LogSum<T> joint;
   for (int64_t k = 0; k < mixture.n; ++k) {
     Component<Channels, T> l;
     l.read(mixture, k, x);
-    l.template measure<true>(x, p);
-    T logit = in[0][k] - l.linear;
-    joint.add(logit, l.factor);
-    work.put(k, logit + log_normal(l.factor));
-    VF_UNROLL
-    for (int c = 0; c < Channels; ++c) {
-      work.put(mixture.mean(c, k), l.by_mean[c]);
-      work.put(mixture.log_scale(c, k), l.by_log_scale[c]);
-    }
-    if constexpr (Channels == 3) {
-      work.put(mixture.coefficient(0, k), l.by_mean[1] * x.value[0] * l.coefficient[0].slope);
-      work.put(mixture.coefficient(1, k), l.by_mean[2] * x.value[0] * l.coefficient[1].slope);
-      work.put(mixture.coefficient(2, k), l.by_mean[2] * x.value[1] * l.coefficient[2].slope);
+    l.template measure<Work::kept>(x, p);
+    joint.add(in[0][k] - l.linear, l.factor);
+    if constexpr (Work::kept) {
+      work.put(k, in[0][k] - l.linear + log_normal(l.factor));
+      l.by_plane(mixture, k, x, [&](int64_t plane, T by) { work.put(plane, by); });
     }
   }
   T log_prior = log_sum_exp<T>(in[0], mixture.n), log_joint = joint.log();
   T by_x[Channels] = {};
   for (int64_t k = 0; k < mixture.n; ++k) {
-    T posterior = exp_only(work[k] - log_joint), weight = product(grad, posterior);
-    out[0].put(k, product(grad, exp_only(in[0][k] - log_prior) - posterior));
-    auto none = weight == splat<T>(0);
-    for (int64_t plane = mixture.n + k; plane < in[0].planes; plane += mixture.n)
-      out[0].put(plane, select(none, splat<T>(0), weight * work[plane]));
-    if (out[1].wanted) {
-      Component<Channels, T> l;
+    Component<Channels, T> l;
+    T log_p;
+    if constexpr (Work::kept) {
+      log_p = work[k];
+    } else {
       l.read(mixture, k, x);
-      for (int c = 0; c < Channels; ++c) by_x[c] = by_x[c] - product(weight, work[mixture.mean(c, k)]);
+      l.template measure<true>(x, p);
+      log_p = in[0][k] - l.linear + log_normal(l.factor);
+    }
+    T posterior = exp_only(log_p - log_joint), weight = product(grad, posterior);
+    out[0].put(k, product(grad, exp_only(in[0][k] - log_prior) - posterior));
+    if constexpr (Work::kept) {
+      auto none = weight == splat<T>(0);
+      for (int64_t plane = mixture.n + k; plane < in[0].planes; plane += mixture.n)
+        out[0].put(plane, select(none, splat<T>(0), weight * work[plane]));
+    } else {
+      l.by_plane(mixture, k, x, [&](int64_t plane, T by) { out[0].put(plane, product(weight, by)); });
+    }
+    if (out[1].wanted) {
+      if constexpr (Work::kept) {
+        l.read(mixture, k, x);
+        for (int c = 0; c < Channels; ++c) l.by_mean[c] = work[mixture.mean(c, k)];
+      }
+      for (int c = 0; c < Channels; ++c) by_x[c] = by_x[c] - product(weight, l.by_mean[c]);
       if constexpr (Channels == 3) {
-        T by_green = product(weight, work[mixture.mean(1, k)]), by_blue = product(weight, work[mixture.mean(2, k)]);
+        T by_green = product(weight, l.by_mean[1]), by_blue = product(weight, l.by_mean[2]);
         by_x[0] = by_x[0] + product(by_green, l.coefficient[0].value) + product(by_blue, l.coefficient[1].value);
         by_x[1] = by_x[1] + product(by_blue, l.coefficient[2].value);
       }

@@ -1,5 +1,4 @@
-// The densities by the names that ops call them by. Every compiled backend expands the first table; the second, of
-// densities of planes, those whose walk knows planes.
+// The densities by the names that ops call them by. Every compiled backend expands this table.
 #pragma once
 #include "density/bernoulli.h"
 #include "density/categorical.h"
@@ -58,12 +57,10 @@
   X("binomial_nll_forward", BinomialNLLForward)                                              \
   X("binomial_nll_backward", BinomialNLLBackward)                                            \
   X("beta_binomial_nll_forward", BetaBinomialNLLForward)                                     \
-  X("beta_binomial_nll_backward", BetaBinomialNLLBackward)
-
-#define VAEFAST_PLANES_DENSITIES(X)                                                     \
-  X("categorical_nll_forward", CategoricalNLLForward)                                   \
-  X("categorical_nll_backward", CategoricalNLLBackward)                                 \
-  X("categorical_nll_with_gradient", CategoricalNLLWithGradient)                        \
-  X("discretized_logistic_mixture_nll_forward", DiscretizedLogisticMixtureNLLForward)   \
-  X("discretized_logistic_mixture_nll_backward", DiscretizedLogisticMixtureNLLBackward) \
+  X("beta_binomial_nll_backward", BetaBinomialNLLBackward)                                   \
+  X("categorical_nll_forward", CategoricalNLLForward)                                        \
+  X("categorical_nll_backward", CategoricalNLLBackward)                                      \
+  X("categorical_nll_with_gradient", CategoricalNLLWithGradient)                             \
+  X("discretized_logistic_mixture_nll_forward", DiscretizedLogisticMixtureNLLForward)        \
+  X("discretized_logistic_mixture_nll_backward", DiscretizedLogisticMixtureNLLBackward)      \
   X("discretized_logistic_mixture_nll_with_gradient", DiscretizedLogisticMixtureNLLWithGradient)
