@@ -32,7 +32,7 @@ EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 # The vectors are written out: looking for more of them gains nothing, and crashes g++ 12 on the longest densities.
 # Unasked, g++ for x86 does not move independent instructions between those that wait: worth 5 to 10 %.
 EXPLICIT = ["-fno-tree-slp-vectorize", "-fschedule-insns"]
-# csrc/cpu/rows.cpp is compiled once per instruction set; the module picks one at run time
+# csrc/cpu/*.cpp are compiled once per instruction set; the module picks one at run time
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mf16c", "-mfma"],
@@ -122,7 +122,8 @@ class BuildExtension(build_ext):
         for name, flags in self.instruction_sets(cxx).items():
             define = [f"-DVAEFAST_ISA={name}"]
             flags = [*COMMON, *EXACT, *EXPLICIT, *openmp, *flags, *define, sources]
-            ninja.compile("cxx", "cpu/rows.cpp", folder / f"rows_{name}.o", flags)
+            for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+                ninja.compile("cxx", f"cpu/{source.name}", folder / f"{source.stem}_{name}.o", flags)
             built.append(name)
         defines = [f"-DVAEFAST_HAS_{name.upper()}" for name in built]
         facts = {"compiler": self.version(cxx), "openmp": bool(openmp), "instruction_sets": built, "cuda": None}

@@ -8,12 +8,14 @@
 #include <vector>
 
 #include "build_facts.h"
+#include "density/pairs.h"
 #include "density/table.h"
 #include "walk.h"
 
-#define VAEFAST_DECLARE(isa)                                         \
-  namespace isa {                                                    \
-  bool run_rows(const char* density, const Walk& walk, int threads); \
+#define VAEFAST_DECLARE(isa)                                            \
+  namespace isa {                                                       \
+  bool run_rows(const char* density, const Walk& walk, int threads);    \
+  bool run_pairs(const char* density, const Pairs& pairs, int threads); \
   }
 
 namespace vaefast {
@@ -43,6 +45,7 @@ namespace {
 struct InstructionSet {
   const char* name;
   bool (*run_rows)(const char*, const Walk&, int);
+  bool (*run_pairs)(const char*, const Pairs&, int);
   bool supported;
 };
 
@@ -50,16 +53,16 @@ struct InstructionSet {
 std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> sets;
 #ifdef VAEFAST_HAS_AVX512
-  sets.push_back({"avx512", avx512::run_rows,
+  sets.push_back({"avx512", avx512::run_rows, avx512::run_pairs,
                   __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")});
 #endif
 #ifdef VAEFAST_HAS_AVX2
-  sets.push_back({"avx2", avx2::run_rows,
+  sets.push_back({"avx2", avx2::run_rows, avx2::run_pairs,
                   __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
 #endif
 #ifdef VAEFAST_HAS_BASELINE
-  sets.push_back({"baseline", baseline::run_rows, true});
+  sets.push_back({"baseline", baseline::run_rows, baseline::run_pairs, true});
 #endif
   return sets;
 }
@@ -217,6 +220,47 @@ struct Call {
   }
 };
 
+// A call of the `pairs` walk: tensors in the order below, None for what the density does not have.
+struct PairsCall {
+  Pairs pairs{};
+  std::vector<double> scales;
+  py::object scratch;
+
+  PairsCall(const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers) {
+    void* data[12] = {};
+    if (tensors.size() != 12) throw py::value_error("the pairs walk takes 12 tensors");
+    for (int i = 0; i < 12; ++i) {
+      PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
+      if (tensor != Py_None) data[i] = pointer(tensor);
+    }
+    pairs.points = data[0], pairs.centres = data[1], pairs.logvar = data[2], pairs.log_weights = data[3];
+    pairs.value = data[4], pairs.values = data[5], pairs.grad_value = data[6], pairs.grad_values = data[7];
+    pairs.grad_points = data[8], pairs.grad_centres = data[9];
+    pairs.grad_logvar = data[10], pairs.grad_log_weights = data[11];
+    pairs.every = every, pairs.own = own, pairs.next = next;
+    for (const py::handle& number : numbers) scales.push_back(number.cast<double>());
+    pairs.scales = scales.data(), pairs.scale_count = static_cast<int>(scales.size());
+    py::object points = tensors[0], centres = tensors[1], grad = tensors[6];
+    py::object row_shape = owned(PyObject_GetAttr(points.ptr(), torch_.shape));
+    py::object col_shape = owned(PyObject_GetAttr(centres.ptr(), torch_.shape));
+    pairs.rows = product(row_shape.ptr(), 0, 1), pairs.cols = product(col_shape.ptr(), 0, 1);
+    pairs.dims = product(row_shape.ptr(), 1, 2);
+    pairs.wide = dtype(points.ptr()) == DType::float64;
+    pairs.backward = !grad.is_none();  // not by the pointer, which is null where there are no rows
+    // PyTorch's memory, which its own profiler sees
+    scratch = points.attr("new_empty")(pairs.scratch_size());
+    pairs.scratch = pointer(scratch.ptr());
+  }
+};
+
+int thread_count() {
+#ifdef _OPENMP
+  return omp_get_max_threads();  // torch.set_num_threads sets it: both share one OpenMP runtime
+#else
+  return 1;
+#endif
+}
+
 void unknown(const char* density) { throw py::key_error(std::string("no density named ") + density); }
 
 }  // namespace
@@ -234,6 +278,13 @@ PYBIND11_MODULE(_C, m) {
 #define VAEFAST_NAME(name, D) densities.append(name);
   VAEFAST_DENSITIES(VAEFAST_NAME)
   m.attr("densities") = py::tuple(densities);
+
+  py::list pair_densities;
+#define VAEFAST_PAIR_NAMES(name, D)       \
+  pair_densities.append(name "_forward"); \
+  pair_densities.append(name "_backward");
+  VAEFAST_PAIR_DENSITIES(VAEFAST_PAIR_NAMES)
+  m.attr("pair_densities") = py::tuple(pair_densities);
 
   py::list names;
   for (const auto& set : sets())
@@ -268,11 +319,7 @@ PYBIND11_MODULE(_C, m) {
          const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed, const py::tuple& params,
          const py::object& weight) {
         Call call(2, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
-#ifdef _OPENMP
-        int threads = omp_get_max_threads();  // torch.set_num_threads sets it: both share one OpenMP runtime
-#else
-        int threads = 1;
-#endif
+        int threads = thread_count();
         bool known;
         {
           py::gil_scoped_release release;
@@ -281,6 +328,22 @@ PYBIND11_MODULE(_C, m) {
         if (!known) unknown(density);
       },
       VAEFAST_WALK_ARGUMENTS);
+
+  m.def(
+      "cpu_pairs",
+      [](const char* density, const py::tuple& tensors, double every, double own, double next,
+         const py::tuple& numbers) {
+        PairsCall call(tensors, every, own, next, numbers);
+        int threads = thread_count();
+        bool known;
+        {
+          py::gil_scoped_release release;
+          known = chosen->run_pairs(density, call.pairs, threads);
+        }
+        if (!known) unknown(density);
+      },
+      py::arg("density"), py::arg("tensors"), py::arg("every") = 0, py::arg("own") = 0, py::arg("next") = 0,
+      py::arg("numbers") = py::tuple());
 
 #ifdef VAEFAST_HAS_CUDA
   m.def(

@@ -41,4 +41,35 @@ struct Walk {
   void* pieces;  // CUDA: room for the sums of pieces of rows, as many as cuda::pieces says
 };
 
+// A call of the `pairs` walk: every row's point against every col's. All tensors are contiguous and of the compute
+// type.
+struct Pairs {
+  int64_t rows, cols, dims;
+  const void* points;                          // [rows, dims]
+  const void *centres, *logvar, *log_weights;  // [cols, dims], and null where the density has none; [cols] or null
+  void *value, *values;                        // [rows], [rows, dims]: written forward, read backward
+  const void *grad_value, *grad_values;        // backward: null where the density has none
+  void *grad_points, *grad_centres, *grad_logvar, *grad_log_weights;
+  double every, own, next;  // added to the weight of every pair, of (i, i) beyond that, of (i, i + 1 mod cols)
+  const double* scales;     // the density's own numbers
+  int scale_count;
+  bool wide;      // compute in float64 instead of float32
+  bool backward;  // which needs more scratch
+  void* scratch;  // in the compute type, as many as `scratch_size` says
+
+  // Scratch is laid out in whole vectors; 16 is a multiple of every vector's lanes.
+  static constexpr int64_t kAlign = 16, kMostParts = 16, kPart = 128;
+  int64_t padded() const { return (cols + kAlign - 1) / kAlign * kAlign; }
+  // Backward cuts the longer side into parts, each with sums of its own for the shorter side: this depends on sizes
+  // alone, so results do not depend on the number of threads.
+  static int64_t parts(int64_t n) { return n < 2 * kPart ? 1 : n / kPart < kMostParts ? n / kPart : kMostParts; }
+  int64_t row_parts() const { return cols < rows ? parts(rows) : 1; }
+  int64_t col_parts() const { return cols < rows ? 1 : parts(cols); }
+  int64_t packed_size() const { return padded() * (3 * dims + 1); }
+  int64_t sums_size() const { return padded() * (3 * dims + 1); }
+  int64_t scratch_size() const {
+    return packed_size() + (backward ? row_parts() * sums_size() + col_parts() * rows * dims : 0);
+  }
+};
+
 }  // namespace vaefast

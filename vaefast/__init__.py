@@ -7,6 +7,7 @@ from vaefast.info import info  # here, not on demand: importing the module would
 from vaefast.ops import (
     ELBO,
     PIWAE,
+    TotalCorrelation,
     bernoulli_nll,
     beta_binomial_nll,
     binomial_nll,
@@ -24,6 +25,8 @@ from vaefast.ops import (
     kl_standard_normal,
     laplace_nll,
     miwae_bound,
+    mixture_log_prob,
+    mmd,
     negative_binomial_nll,
     optimal_sigma_nll,
     piwae_bounds,
@@ -33,6 +36,7 @@ from vaefast.ops import (
     rsample_kl_moments,
     rsample_log_ratio,
     standard_normal,
+    total_correlation,
     zero_inflated_negative_binomial_nll,
 )
 from vaefast.patch import patch  # as for info
@@ -57,6 +61,7 @@ __all__ = [
     "ELBO",
     "PIWAE",
     "BackendError",
+    "TotalCorrelation",
     "bernoulli_nll",
     "beta_binomial_nll",
     "binomial_nll",
@@ -75,6 +80,8 @@ __all__ = [
     "kl_standard_normal",
     "laplace_nll",
     "miwae_bound",
+    "mixture_log_prob",
+    "mmd",
     "negative_binomial_nll",
     "optimal_sigma_nll",
     "patch",
@@ -85,6 +92,7 @@ __all__ = [
     "rsample_kl_moments",
     "rsample_log_ratio",
     "standard_normal",
+    "total_correlation",
     "use_backend",
     "zero_inflated_negative_binomial_nll",
 ]

@@ -55,13 +55,13 @@ def choose(op: str, device_type: str) -> str:
     return name
 
 
-def walk(op: str, device_type: str) -> Callable | None:
-    """The function that runs the op's walk, or None for the reference."""
+def walk(op: str, device_type: str, kind: str = "rows") -> Callable | None:
+    """The function that runs the op's walk, which is of this kind, or None for the reference."""
     try:
         return _chosen[op, device_type]
     except KeyError:
         name = choose(op, device_type)
-        found = None if name == "reference" else _module(name).rows
+        found = None if name == "reference" else getattr(_module(name), kind)
         return _chosen.setdefault((op, device_type), found)
 
 

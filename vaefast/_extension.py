@@ -78,11 +78,16 @@ class _CPU:
             return reason()
         if device_type != "cpu":
             return "it runs on CPU tensors only"
-        return None if density in module().densities else f"it has no kernel for {density}"
+        known = density in module().densities or density in module().pair_densities
+        return None if known else f"it has no kernel for {density}"
 
     @property
     def rows(self):
         return module().cpu_rows
+
+    @property
+    def pairs(self):
+        return module().cpu_pairs
 
 
 class _CUDA:

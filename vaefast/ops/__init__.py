@@ -25,10 +25,12 @@ from vaefast.ops.laplace import laplace_nll
 from vaefast.ops.logistic import discretized_logistic_nll
 from vaefast.ops.logistic_mixture import discretized_logistic_mixture_nll
 from vaefast.ops.noise import draw_seed, standard_normal
+from vaefast.ops.pairs import TotalCorrelation, mixture_log_prob, mmd, total_correlation
 
 __all__ = [
     "ELBO",
     "PIWAE",
+    "TotalCorrelation",
     "bernoulli_nll",
     "beta_binomial_nll",
     "binomial_nll",
@@ -46,6 +48,8 @@ __all__ = [
     "kl_standard_normal",
     "laplace_nll",
     "miwae_bound",
+    "mixture_log_prob",
+    "mmd",
     "negative_binomial_nll",
     "optimal_sigma_nll",
     "piwae_bounds",
@@ -55,5 +59,6 @@ __all__ = [
     "rsample_kl_moments",
     "rsample_log_ratio",
     "standard_normal",
+    "total_correlation",
     "zero_inflated_negative_binomial_nll",
 ]

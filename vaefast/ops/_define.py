@@ -26,6 +26,7 @@ class Op:
 
     name: that of torch.ops.vaefast.<name>.
     density: what a backend's walk must know to run it.
+    walk: the walk's name, "rows" or "pairs".
     call: the op itself, torch.ops.vaefast.<name>.default.
     run: what it calls, the chosen backend.
     reference(*args): the mathematics in pure PyTorch.
@@ -35,6 +36,7 @@ class Op:
 
     name: str
     density: str
+    walk: str
     reference: Callable
     fused: Callable
     call: Callable
@@ -66,16 +68,16 @@ def _no_walk(*args, **kwargs) -> None:
     pass
 
 
-def define(schema: str, *, reference: Callable, fused: Callable, density: str | None = None) -> Op:
+def define(schema: str, *, reference: Callable, fused: Callable, density: str | None = None, walk: str = "rows") -> Op:
     """Register `vaefast::<schema>`; it exists whether or not any compiled backend does."""
     name = schema[: schema.index("(")]
     density = name if density is None else density
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
     def run(*args):
-        walk = _backends.walk(density, args[0].device.type)  # every op's first argument is a tensor
-        if walk is not None:
-            return fused(walk, *args)
+        found = _backends.walk(density, args[0].device.type, walk)  # every op's first argument is a tensor
+        if found is not None:
+            return fused(found, *args)
         with torch.no_grad():  # the op's result has no graph; create_graph=True calls the reference itself
             result = reference(*args)
         # it follows its inputs' strides, while fused bodies and the fake are contiguous
@@ -85,7 +87,7 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vaefast::{name}", lambda *args: fused(_no_walk, *args), lib=_library)
-    TABLE[name] = Op(name, density, reference, fused, getattr(torch.ops.vaefast, name).default, run)
+    TABLE[name] = Op(name, density, walk, reference, fused, getattr(torch.ops.vaefast, name).default, run)
     return TABLE[name]
 
 
@@ -156,7 +158,9 @@ def define_rows(
     return define(f"{name}({', '.join(arguments)}) -> {returns}", reference=with_noise, fused=fused)
 
 
-def differentiable(name: str, forward: Op, backward: Op, saved: int) -> type[torch.autograd.Function]:
+def differentiable(
+    name: str, forward: Op, backward: Op, saved: int, results: bool = False
+) -> type[torch.autograd.Function]:
     """The autograd.Function of an op.
 
     Args:
@@ -164,6 +168,7 @@ def differentiable(name: str, forward: Op, backward: Op, saved: int) -> type[tor
             arguments of `forward`, whose tensors come before its constants. A backward that is itself to be
             differentiated (create_graph=True) runs the backward op's reference, which is plain PyTorch.
         saved: how many of the leading arguments, tensors all, the backward needs.
+        results: it needs what forward returned, after those.
     """
 
     tensors = sum(a.type.kind() == "TensorType" for a in forward.call._schema.arguments)
@@ -173,9 +178,13 @@ def differentiable(name: str, forward: Op, backward: Op, saved: int) -> type[tor
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            ctx.save_for_backward(*args[:saved])
             ctx.constants = args[tensors:]
-            return forward(*args)
+            result = forward(*args)
+            if results:
+                ctx.save_for_backward(*args[:saved], *(result if isinstance(result, tuple) else (result,)))
+            else:
+                ctx.save_for_backward(*args[:saved])
+            return result
 
         @staticmethod
         def backward(ctx, *grads):

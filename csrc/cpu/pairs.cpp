@@ -1,0 +1,435 @@
+// The `pairs` walk on the CPU. Compiled once per instruction set (VAEFAST_ISA names the copy).
+//
+// Lanes are cols. What depends on the cols alone (1 / sigma, log-normalisers) is packed once, in blocks that lie one
+// dimension after the other, so that the inner loop is a subtraction, a product, a multiply-add and, for each dimension
+// on its own, one exponential. Forward, every lane has a log-sum-exp of its own, which takes a block of cols at a time:
+// one rescaling per block. Backward makes each pair again from the forward's result. No pair is ever stored.
+#include "density/pairs.h"
+
+#include "cpu/simd.h"
+#include "walk.h"
+
+namespace vaefast {
+inline namespace VAEFAST_ISA {
+namespace {
+
+constexpr int kBlock = 8;             // vectors of cols that forward takes at once
+constexpr int kRows = 8;              // rows that share what is loaded of the cols
+constexpr int64_t kParallel = 32768;  // terms below which starting threads costs more than it gains
+
+template <class C>
+constexpr C kLargest = sizeof(C) == 4 ? C(3.4028234663852886e38) : C(1.7976931348623157e308);
+
+// An array that is freed with its scope. Not the standard library's, whose copies for each instruction set would have
+// one name, and the linker would keep one of them.
+template <class T>
+class Array {
+ public:
+  explicit Array(int64_t size) : data_(new T[size]()) {}
+  Array(const Array&) = delete;
+  ~Array() { delete[] data_; }
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// The logarithm of a sum of exponentials, in every lane: max + log(sum).
+template <class V>
+struct LogSum {
+  V max, sum;
+};
+
+template <int N, class V>
+VF_FN void add(LogSum<V>& to, const V* x) {
+  using N_ = Native<V>;
+  V max = to.max;  // finite from the start: -inf less -inf is not met
+  for (int v = 0; v < N; ++v) max = select(x[v] > max, x[v], max);
+  max = N_::at_most(max, splat<V>(kLargest<Scalar<V>>));
+  V sum = to.sum * exp_parts(to.max - max).exp;
+  for (int v = 0; v < N; ++v) sum += exp_parts(x[v] - max).exp;
+  to = {max, sum};
+}
+
+template <class V>
+Scalar<V> total(LogSum<V> lanes) {
+  Scalar<V> max = lanes.max[0];
+  for (size_t l = 1; l < sizeof(V) / sizeof(max); ++l) max = lanes.max[l] > max ? lanes.max[l] : max;
+  lanes.sum *= exp_parts(lanes.max - max).exp;
+  return max + log(add_lanes<Scalar<V>, kBytes>(lanes.sum));
+}
+
+template <class D, class C>
+class PairsRunner {
+  using V = typename VectorOf<C>::Type;
+  static constexpr int kLanes = sizeof(V) / sizeof(C);
+  static constexpr int kWidth = kBlock * kLanes;  // cols of a block
+
+  // What lies in cols: `dims` rows of a block's width, one block after the other, then one number per col.
+  struct Packed {
+    C *a, *b, *c, *last;
+    Packed(C* at, int64_t padded, int64_t dims)
+        : a(at), b(a + padded * dims), c(b + padded * dims), last(c + padded * dims) {}
+  };
+
+ public:
+  explicit PairsRunner(const Pairs& pairs)
+      : p_(pairs),
+        rows_(pairs.rows),
+        cols_(pairs.cols),
+        dims_(pairs.dims),
+        padded_(pairs.padded()),
+        points_(static_cast<const C*>(pairs.points)),
+        cols_data_(static_cast<C*>(pairs.scratch), padded_, dims_),
+        scales_(pairs.scale_count) {
+    for (int i = 0; i < pairs.scale_count; ++i) scales_.get()[i] = static_cast<C>(pairs.scales[i]);
+  }
+
+  void forward(int threads) {
+    pack();
+    [[maybe_unused]] bool parallel = threads > 1 && rows_ * cols_ * (dims_ + 1) >= kParallel;
+#pragma omp parallel num_threads(threads) if (parallel)
+    {
+      Array<LogSum<V>> state(kRows * (dims_ + 1));
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < rows_; row += kRows)
+        forward_rows(row, static_cast<int>(rows_ - row < kRows ? rows_ - row : kRows), state.get());
+    }
+  }
+
+  void backward(int threads) {
+    pack();
+    const int64_t row_parts = p_.row_parts(), col_parts = p_.col_parts(), parts = row_parts * col_parts;
+    C* sums = static_cast<C*>(p_.scratch) + p_.packed_size();
+    C* points = sums + row_parts * p_.sums_size();
+    [[maybe_unused]] bool parallel = threads > 1 && parts > 1 && rows_ * cols_ * (dims_ + 1) >= kParallel;
+#pragma omp parallel num_threads(threads) if (parallel)
+    {
+      Array<V> room(kRows * dims_);
+#pragma omp for schedule(dynamic)
+      for (int64_t part = 0; part < parts; ++part) {
+        int64_t r = part / col_parts, c = part % col_parts;
+        C* of_cols = sums + r * p_.sums_size();
+        backward_part(bound(rows_, r, row_parts, kRows), bound(rows_, r + 1, row_parts, kRows),
+                      bound(padded_, c, col_parts, Pairs::kAlign), bound(padded_, c + 1, col_parts, Pairs::kAlign),
+                      Packed(of_cols, padded_, dims_), points + c * rows_ * dims_, room.get());
+      }
+    }
+    if (p_.grad_points) finish_points(points, col_parts);
+    if (p_.grad_centres) finish_cols(sums, row_parts);
+  }
+
+ private:
+  // Where part `i` of `parts` begins: a multiple of `unit`, or the end.
+  static int64_t bound(int64_t size, int64_t i, int64_t parts, int64_t unit) {
+    int64_t at = size * i / parts / unit * unit;
+    return i == parts ? size : at;
+  }
+
+  int64_t width(int64_t block) const { return padded_ - block < kWidth ? padded_ - block : kWidth; }
+  // Where the first dimension of `col` lies; the next one lies width(block) further.
+  int64_t at(int64_t col) const { return col / kWidth * kWidth * dims_ + col % kWidth; }
+
+  void pack() {
+    auto centres = static_cast<const C*>(p_.centres), logvar = static_cast<const C*>(p_.logvar);
+    auto log_weights = static_cast<const C*>(p_.log_weights);
+    const C none = D::logarithm ? -C(__builtin_inf()) : C(0);  // the weight of a col that is not there
+    for (int64_t col = 0; col < padded_; col += kLanes) {
+      double weight[kLanes] = {};
+      int64_t to = at(col), step = width(col / kWidth * kWidth);
+      for (int64_t d = 0; d < dims_; ++d, to += step) {
+        C mu[kLanes] = {}, log[kLanes] = {};
+        for (int l = 0; l < kLanes && col + l < cols_; ++l) {
+          mu[l] = centres[(col + l) * dims_ + d];
+          if (D::scaled) log[l] = logvar[(col + l) * dims_ + d];
+        }
+        store(cols_data_.a + to, load<V>(mu));
+        if constexpr (D::scaled) {
+          V half = load<V>(log) * C(-0.5);
+          V scale = exp_parts(half).exp * C(0.70710678118654752440);
+          store(cols_data_.b + to, Native<V>::at_most(scale, splat<V>(kLargest<C>)));
+          V term = half - C(0.91893853320467274178);  // log(2 pi) / 2
+          for (int l = 0; l < kLanes; ++l) weight[l] += term[l];
+          for (int l = 0; l < kLanes; ++l)
+            if (col + l >= cols_) term[l] = none;
+          store(cols_data_.c + to, term);
+        }
+      }
+      for (int l = 0; l < kLanes; ++l) {
+        bool there = col + l < cols_;
+        double log_weight = there && log_weights ? log_weights[col + l] : 0;
+        double whole = D::logarithm ? weight[l] + log_weight : p_.every;
+        cols_data_.last[col + l] = there ? static_cast<C>(whole) : none;
+      }
+    }
+  }
+
+  // What the pairs (row, row) and (row, row + 1 mod cols) have beyond the others; false where col … has neither.
+  bool special(int64_t row, int64_t col, V* extra, int count) const {
+    int64_t next = row + 1 == cols_ ? 0 : row + 1, size = int64_t{count} * kLanes;
+    bool own_is_here = row >= col && row < col + size, next_is_here = next >= col && next < col + size;
+    if (!own_is_here && !next_is_here) return false;
+    C values[kWidth] = {};
+    if (own_is_here) values[row - col] += static_cast<C>(p_.own);
+    if (next_is_here) values[next - col] += static_cast<C>(p_.next);
+    for (int v = 0; v < count; ++v) extra[v] = load<V>(values + v * kLanes);
+    return true;
+  }
+
+  VF_FN V distance(V point, const C* mu, const C* scale) const {
+    V u = point - load<V>(mu);
+    if constexpr (D::scaled) u *= load<V>(scale);
+    return u;
+  }
+
+  // ---- forward ----
+
+  void forward_rows(int64_t row, int count, LogSum<V>* state) const {
+    for (int64_t i = 0; i < count * (dims_ + 1); ++i) state[i] = {splat<V>(-kLargest<C>), V{}};
+    for (int64_t block = 0; block < padded_; block += kWidth)
+      if (width(block) == kWidth) {
+        for (int r = 0; r < count; ++r) forward_block<kBlock>(row + r, block, state + r * (dims_ + 1));
+      } else {
+        rest<kBlock / 2>(row, count, block, state);
+      }
+    const C every = static_cast<C>(p_.every);
+    for (int r = 0; r < count; ++r, state += dims_ + 1) {
+      if constexpr (D::dimensions)
+        for (int64_t d = 0; d < dims_; ++d) static_cast<C*>(p_.values)[(row + r) * dims_ + d] = total(state[d]) + every;
+      C& value = static_cast<C*>(p_.value)[row + r];
+      if constexpr (D::logarithm)
+        value = total(state[dims_]) + every;
+      else
+        value = add_lanes<C, kBytes>(state[dims_].sum);
+    }
+  }
+
+  // The last block, in vectors of fewer and fewer cols.
+  template <int N>
+  void rest(int64_t row, int count, int64_t col, LogSum<V>* state) const {
+    for (; col + N * kLanes <= padded_; col += N * kLanes)
+      for (int r = 0; r < count; ++r) forward_block<N>(row + r, col, state + r * (dims_ + 1));
+    if constexpr (N > 1) rest<N / 2>(row, count, col, state);
+  }
+
+  template <int N>
+  void forward_block(int64_t row, int64_t col, LogSum<V>* state) const {
+    V extra[N] = {};
+    if (special(row, col, extra, N))
+      forward_block<N, true>(row, col, extra, state);
+    else
+      forward_block<N, false>(row, col, extra, state);
+  }
+
+  template <int N, bool Special>
+  VF_FN void forward_block(int64_t row, int64_t col, const V* extra, LogSum<V>* state) const {
+    const int64_t step = width(col / kWidth * kWidth);
+    const C *point = points_ + row * dims_, *mu = cols_data_.a + at(col), *scale = cols_data_.b + at(col);
+    const C* term = cols_data_.c + at(col);
+    V q[N] = {};
+    for (int64_t d = 0; d < dims_; ++d, mu += step, scale += step, term += step) {
+      V z = splat<V>(point[d]), x[N];
+      VF_UNROLL
+      for (int v = 0; v < N; ++v) {
+        V u = distance(z, mu + v * kLanes, scale + v * kLanes);
+        q[v] = Native<V>::multiply_add(u, u, q[v]);
+        if constexpr (D::dimensions) {
+          x[v] = Native<V>::multiply_add(-u, u, load<V>(term + v * kLanes));
+          if (Special) x[v] += extra[v];
+        }
+      }
+      if constexpr (D::dimensions) add<N>(state[d], x);
+    }
+    V x[N];
+    VF_UNROLL
+    for (int v = 0; v < N; ++v) {
+      V weight = load<V>(cols_data_.last + col + v * kLanes);
+      if (Special) weight += extra[v];
+      if constexpr (D::logarithm)
+        x[v] = weight - q[v];
+      else
+        state[dims_].sum += weight * D::kernel(q[v], scales_.get(), p_.scale_count).value;
+    }
+    if constexpr (D::logarithm) add<N>(state[dims_], x);
+  }
+
+  // ---- backward ----
+
+  // The rows' own numbers: of a row that is not there, whose gradient is 0, those of the last.
+  struct Row {
+    const C *point, *values, *grads;
+    C value, grad;
+  };
+
+  void backward_part(int64_t row, int64_t row_end, int64_t col, int64_t col_end, Packed sums, C* points,
+                     V* room) const {
+    for (int64_t c = col; c < col_end; c += kLanes) {
+      int64_t to = at(c), step = width(c / kWidth * kWidth);
+      for (int64_t d = 0; d < dims_; ++d, to += step) {
+        store(sums.a + to, V{});
+        store(sums.b + to, V{});
+        store(sums.c + to, V{});
+      }
+      store(sums.last + c, V{});
+    }
+    const Array<C> nothing(dims_);
+    for (; row < row_end; row += kRows) {
+      const int64_t count = row_end - row < kRows ? row_end - row : kRows;
+      Row rows[kRows];
+      for (int64_t r = 0; r < kRows; ++r) rows[r] = row_at(row, r, count, nothing.get());
+      for (int64_t i = 0; i < kRows * dims_; ++i) room[i] = V{};
+      for (int64_t c = col; c < col_end; c += kLanes) backward_tile(row, rows, c, sums, room);
+      for (int64_t i = 0; i < count * dims_; ++i) points[row * dims_ + i] = add_lanes<C, kBytes>(room[i]);
+    }
+  }
+
+  // Of the logarithm of a sum, e^(x - value) is the pair's share; where no pair counts, that of every pair is 0.
+  static C finite(C value) { return value < -kLargest<C> ? -kLargest<C> : value; }
+
+  Row row_at(int64_t row, int64_t r, int64_t count, const C* nothing) const {
+    int64_t i = r < count ? row + r : row;
+    Row result{points_ + i * dims_, nullptr, nothing, 0, 0};
+    if (r < count) result.grad = static_cast<const C*>(p_.grad_value)[i];
+    if (D::logarithm) result.value = finite(static_cast<const C*>(p_.value)[i] - static_cast<C>(p_.every));
+    if (D::dimensions) {
+      result.values = static_cast<const C*>(p_.values) + i * dims_;
+      if (r < count) result.grads = static_cast<const C*>(p_.grad_values) + i * dims_;
+    }
+    return result;
+  }
+
+  // slope: of the loss by q; for each dimension on its own, by the square of its u.
+  void backward_tile(int64_t row, const Row* rows, int64_t col, Packed sums, V* room) const {
+    const int64_t step = width(col / kWidth * kWidth), first = at(col);
+    const C *mu = cols_data_.a + first, *scale = cols_data_.b + first, *term = cols_data_.c + first;
+    V slope[kRows] = {}, extra[kRows] = {};
+    bool any_special = false;
+    for (int r = 0; r < kRows; ++r) any_special |= special(row + r, col, extra + r, 1);
+
+    for (int64_t d = 0; d < dims_; ++d, mu += step, scale += step) {
+      VF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        V u = distance(splat<V>(rows[r].point[d]), mu, scale);
+        slope[r] = Native<V>::multiply_add(u, u, slope[r]);
+      }
+    }
+    V weight = load<V>(cols_data_.last + col), all{};
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (D::logarithm)
+        slope[r] = exp_parts(weight + extra[r] - slope[r] - rows[r].value).exp * -rows[r].grad;
+      else
+        slope[r] = D::kernel(slope[r], scales_.get(), p_.scale_count).slope * (weight + extra[r]) * rows[r].grad;
+      all += slope[r];
+    }
+    store(sums.last + col, load<V>(sums.last + col) + all);
+
+    mu = cols_data_.a + first, scale = cols_data_.b + first;
+    if (D::dimensions && any_special)
+      backward_dims<true>(rows, first, step, slope, extra, sums, room);
+    else
+      backward_dims<false>(rows, first, step, slope, extra, sums, room);
+  }
+
+  template <bool Special>
+  VF_FN void backward_dims(const Row* rows, int64_t at, int64_t step, const V* slope, const V* extra, Packed sums,
+                           V* room) const {
+    using N = Native<V>;
+    const C every = static_cast<C>(p_.every);
+    for (int64_t d = 0; d < dims_; ++d, at += step) {
+      const C *mu = cols_data_.a + at, *scale = cols_data_.b + at;
+      V first{}, second{}, all{};
+      VF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        V u = distance(splat<V>(rows[r].point[d]), mu, scale), g = slope[r];
+        if constexpr (D::scaled) u = clamp(u, -kLargest<C>, kLargest<C>);  // nothing times infinity is nothing here
+        if constexpr (D::dimensions) {
+          V x = N::multiply_add(-u, u, load<V>(cols_data_.c + at));
+          if (Special) x += extra[r];
+          g = N::multiply_add(exp_parts(x - finite(rows[r].values[d] - every)).exp, splat<V>(-rows[r].grads[d]), g);
+          all += g;
+        }
+        V& point = room[r * dims_ + d];
+        if constexpr (D::scaled) {
+          V moved = g * u;
+          first += moved;
+          second = N::multiply_add(moved, u, second);
+          point = N::multiply_add(moved, load<V>(scale), point);
+        } else {
+          first = N::multiply_add(g, u, first);
+          point = N::multiply_add(g, u, point);
+        }
+      }
+      store(sums.a + at, load<V>(sums.a + at) + first);
+      if constexpr (D::scaled) store(sums.b + at, load<V>(sums.b + at) + second);
+      if constexpr (D::dimensions) store(sums.c + at, load<V>(sums.c + at) + all);
+    }
+  }
+
+  void finish_points(const C* points, int64_t parts) const {
+    auto grad = static_cast<C*>(p_.grad_points);
+    for (int64_t i = 0, size = rows_ * dims_; i < size; ++i) {
+      C sum = 0;
+      for (int64_t part = 0; part < parts; ++part) sum += points[part * size + i];
+      grad[i] = 2 * sum;
+    }
+  }
+
+  // du/dmu = -scale, du/dlogvar = -u / 2, and each pair's c has -logvar / 2.
+  void finish_cols(C* sums, int64_t parts) const {
+    auto centres = static_cast<C*>(p_.grad_centres), logvar = static_cast<C*>(p_.grad_logvar);
+    auto log_weights = static_cast<C*>(p_.grad_log_weights);
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = 0; i < p_.sums_size(); ++i) sums[i] += sums[part * p_.sums_size() + i];
+    Packed sum(sums, padded_, dims_);
+    for (int64_t col = 0; col < cols_; ++col) {
+      int64_t from = at(col), step = width(col / kWidth * kWidth);
+      for (int64_t d = 0; d < dims_; ++d, from += step) {
+        centres[col * dims_ + d] = -2 * sum.a[from] * (D::scaled ? cols_data_.b[from] : C(1));
+        if (D::scaled) logvar[col * dims_ + d] = (D::dimensions ? sum.c[from] : sum.last[col]) / 2 - sum.b[from];
+      }
+      if (log_weights) log_weights[col] = -sum.last[col];
+    }
+  }
+
+  const Pairs& p_;
+  const int64_t rows_, cols_, dims_, padded_;
+  const C* points_;
+  const Packed cols_data_;  // mu, 1 / (sqrt(2) sigma), -(logvar + log(2 pi)) / 2; the weight of the whole
+  const Array<C> scales_;
+};
+
+struct Entry {
+  const char* name;
+  void (*narrow)(const Pairs&, int);
+  void (*wide)(const Pairs&, int);
+};
+
+template <class D, class C>
+void run_forward(const Pairs& pairs, int threads) {
+  PairsRunner<D, C>(pairs).forward(threads);
+}
+
+template <class D, class C>
+void run_backward(const Pairs& pairs, int threads) {
+  PairsRunner<D, C>(pairs).backward(threads);
+}
+
+#define VAEFAST_ENTRY(name, D)                                      \
+  {name "_forward", run_forward<D, float>, run_forward<D, double>}, \
+      {name "_backward", run_backward<D, float>, run_backward<D, double>},
+constexpr Entry kEntries[] = {VAEFAST_PAIR_DENSITIES(VAEFAST_ENTRY)};
+
+}  // namespace
+
+// False: no density of that name.
+bool run_pairs(const char* density, const Pairs& pairs, int threads) {
+  for (const Entry& entry : kEntries)
+    if (strcmp(entry.name, density) == 0) {
+      (pairs.wide ? entry.wide : entry.narrow)(pairs, threads);
+      return true;
+    }
+  return false;
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,313 @@
+"""Terms of every pair of two sets of points, streamed: mixtures, the total correlation, the maximum mean discrepancy.
+
+Forward and backward take memory that grows as the points do, not as their pairs. Half types are computed in float32,
+and their gradients rounded once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from vaefast.ops import _checks
+from vaefast.ops._define import define, differentiable, empty_like, transformed
+from vaefast.ops.gaussian import gaussian_nll
+from vaefast.reference import pairs as reference
+from vaefast.reference.gaussian import compute_dtype
+
+# The walk is called with (points, centres, logvar, log_weights, value, values, the gradients of those two, the
+# gradients of the first four), None for what a density does not have; then with what is added to the weights of pairs,
+# and with the density's own numbers.
+_NONE = (None,) * 4
+
+
+def _contiguous(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [t.contiguous() for t in tensors]
+
+
+def _fused_mixture(walk, *inputs):
+    log_prob = inputs[0].new_empty(inputs[0].shape[:1])
+    walk("mixture_log_prob_forward", (*_contiguous(*inputs), log_prob, None, None, None, *_NONE))
+    return log_prob
+
+
+def _fused_mixture_backward(walk, grad, *saved):
+    grad, *inputs, log_prob = _contiguous(grad, *saved)
+    grads = tuple(map(empty_like, inputs))
+    walk("mixture_log_prob_backward", (*inputs, log_prob, None, grad, None, *grads))
+    return grads
+
+
+def _fused_total_correlation(walk, z, mu, logvar, *weights):
+    log_q, log_qs = z.new_empty(z.shape[:1]), empty_like(z)
+    tensors = (*_contiguous(z, mu, logvar), None, log_q, log_qs, None, None, *_NONE)
+    walk("total_correlation_forward", tensors, *weights)
+    return log_q, log_qs
+
+
+def _fused_total_correlation_backward(walk, *args):
+    grad, grads, *inputs, log_q, log_qs = _contiguous(*args[:7])
+    result = tuple(map(empty_like, inputs))
+    walk("total_correlation_backward", (*inputs, None, log_q, log_qs, grad, grads, *result, None), *args[7:])
+    return result
+
+
+def _fused_mmd(kernel, walk, x, y, scales, unbiased):
+    x, y = _contiguous(x, y)
+    total = 0
+    for a, b, weight, own in reference.mmd_means(x, y, unbiased):
+        sums = a.new_empty(a.shape[:1])
+        tensors = a, b, None, None, sums, None, None, None, *_NONE
+        walk(f"{kernel}_mmd_forward", tensors, weight, own * weight, 0, tuple(scales))
+        total = total + sums.sum(dtype=torch.float64)  # the means cancel
+    return total.to(x.dtype)
+
+
+def _fused_mmd_backward(kernel, walk, grad, x, y, scales, unbiased, wanted):
+    x, y = _contiguous(x, y)
+    grads = [empty_like(t) if want else None for t, want in zip((x, y), wanted, strict=True)]
+
+    def pull(a, b, weight, own, grad_a, grad_b):
+        rows = grad.expand(len(a)).contiguous()
+        tensors = a, b, None, None, None, None, rows, None, grad_a, grad_b, None, None
+        walk(f"{kernel}_mmd_backward", tensors, weight, own * weight, 0, tuple(scales))
+
+    xx, yy, (*_, weight, own) = reference.mmd_means(x, y, unbiased)
+    pull(x, y, weight, own, *grads)
+    for mean, result in zip((xx, yy), grads, strict=True):
+        if result is not None:
+            one_side = empty_like(result)  # the other side's is the same
+            pull(*mean, one_side, None)
+            result.add_(one_side, alpha=2)
+    return tuple([x.new_empty(0) if g is None else g for g in grads])
+
+
+_INPUTS = "Tensor z, Tensor mu, Tensor logvar"
+_WEIGHTS = "float every, float own, float next"
+_mixture_forward = define(
+    f"mixture_log_prob_forward({_INPUTS}, Tensor log_weights) -> Tensor",
+    walk="pairs",
+    reference=reference.mixture_log_prob,
+    fused=_fused_mixture,
+)
+_mixture_backward = define(
+    f"mixture_log_prob_backward(Tensor grad, {_INPUTS}, Tensor log_weights, Tensor log_prob)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    walk="pairs",
+    reference=reference.mixture_log_prob_backward,
+    fused=_fused_mixture_backward,
+)
+MixtureLogProb = differentiable("MixtureLogProb", _mixture_forward, _mixture_backward, saved=4, results=True)
+
+_total_correlation_forward = define(
+    f"total_correlation_forward({_INPUTS}, {_WEIGHTS}) -> (Tensor, Tensor)",
+    walk="pairs",
+    reference=reference.total_correlation,
+    fused=_fused_total_correlation,
+)
+_total_correlation_backward = define(
+    f"total_correlation_backward(Tensor grad, Tensor grads, {_INPUTS}, Tensor log_q, Tensor log_qs, {_WEIGHTS})"
+    " -> (Tensor, Tensor, Tensor)",
+    walk="pairs",
+    reference=reference.total_correlation_backward,
+    fused=_fused_total_correlation_backward,
+)
+AggregatePosterior = differentiable(
+    "AggregatePosterior", _total_correlation_forward, _total_correlation_backward, saved=3, results=True
+)
+
+
+def _define_mmd(kernel: str) -> type[torch.autograd.Function]:
+    """`<kernel>_mmd_forward` and `_backward`, and their Function."""
+    forward = define(
+        f"{kernel}_mmd_forward(Tensor x, Tensor y, float[] scales, bool unbiased) -> Tensor",
+        walk="pairs",
+        reference=functools.partial(reference.mmd, kernel),
+        fused=functools.partial(_fused_mmd, kernel),
+    )
+    backward = define(  # where not wanted, a tensor of no elements
+        f"{kernel}_mmd_backward(Tensor grad, Tensor x, Tensor y, float[] scales, bool unbiased, bool[] wanted)"
+        " -> (Tensor, Tensor)",
+        walk="pairs",
+        reference=functools.partial(reference.mmd_backward, kernel),
+        fused=functools.partial(_fused_mmd_backward, kernel),
+    )
+
+    class MMD(torch.autograd.Function):
+        """Not `differentiable(...)`: of a sample of the prior no gradient is wanted, and so none is made."""
+
+        @staticmethod
+        def forward(ctx, x, y, scales, unbiased):
+            ctx.save_for_backward(x, y)
+            ctx.constants = scales, unbiased
+            return forward(x, y, scales, unbiased)
+
+        @staticmethod
+        def backward(ctx, grad):
+            wanted = list(ctx.needs_input_grad[:2])
+            grads = backward.for_grads(grad)(grad, *ctx.saved_tensors, *ctx.constants, wanted)
+            return *[g if want else None for g, want in zip(grads, wanted, strict=True)], None, None
+
+    return MMD
+
+
+_MMD = {kernel: _define_mmd(kernel) for kernel in reference.KERNELS}
+_SCALES = {"imq": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), "rbf": (1.0,)}
+
+
+def _points(**tensors) -> list[torch.Tensor]:
+    """Tensors [*, *event] of one event, on one device, as [*, D] in one type to compute in."""
+    for name, tensor in tensors.items():
+        _checks.floating(name, tensor)
+    first, *others = tensors.items()
+    for name, tensor in others:
+        if tensor.shape[1:] != first[1].shape[1:]:
+            event, got = tuple(first[1].shape[1:]), tuple(tensor.shape[1:])
+            raise ValueError(f"{name} must have {first[0]}'s event shape {event}, got {got}")
+        if tensor.device != first[1].device:
+            raise ValueError(f"{name} must be on {first[0]}'s device {first[1].device}, got {tensor.device}")
+    dtype = compute_dtype(functools.reduce(torch.promote_types, [t.dtype for t in tensors.values()]))
+    return [t.to(dtype).reshape(len(t), math.prod(t.shape[1:])) for t in tensors.values()]
+
+
+def mixture_log_prob(z, mu_k, logvar_k, log_weights=None) -> torch.Tensor:
+    """log sum_k w_k N(z | mu_k, exp(logvar_k)) per sample, in nats: a mixture prior, the VampPrior (Tomczak and Welling
+    2018, equation 9, with the encoder's mu and logvar of the pseudo-inputs), or the aggregate posterior of a data set.
+
+    Args:
+        z: [B, *event]; float32, float64, float16 or bfloat16.
+        mu_k, logvar_k: [K, *event], K at least 1.
+        log_weights: [K], log w_k as they are, not normalised; -inf leaves a component out. None: all are 1 / K.
+
+    Returns:
+        [B], float32 (float64 where an argument is). -inf, with gradient 0, where every w_k is 0.
+
+    Gradient: to all arguments. With p_k = the share of component k, d/dz = sum_k p_k (mu_k - z) / exp(logvar_k), and
+    d/dlog_weights = p_k. Memory grows as (B + K) D, never as B K.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, named in the message.
+    """
+    z, mu, logvar = _points(z=z, mu_k=mu_k, logvar_k=logvar_k)
+    _checks.alike("mu_k", mu, "logvar_k", logvar)
+    if len(mu) == 0:
+        raise ValueError("mu_k must hold at least one component, got none")
+    if log_weights is None:
+        log_weights = mu.new_full(mu.shape[:1], -math.log(len(mu)))
+    else:
+        _checks.floating("log_weights", log_weights)
+        if log_weights.shape != mu.shape[:1]:
+            raise ValueError(f"log_weights must have shape ({len(mu)},), got {tuple(log_weights.shape)}")
+        if log_weights.device != mu.device:
+            raise ValueError(f"log_weights must be on z's device {z.device}, got {log_weights.device}")
+        log_weights = log_weights.to(mu.dtype)
+    if transformed():
+        return reference.mixture_log_prob(z, mu, logvar, log_weights)
+    return MixtureLogProb.apply(z, mu, logvar, log_weights)
+
+
+class TotalCorrelation(NamedTuple):
+    """KL(q(z | x) || p(z)) in three parts, each [B], whose mean over the batch estimates the part."""
+
+    mutual_information: torch.Tensor
+    total_correlation: torch.Tensor
+    dimension_kl: torch.Tensor
+
+
+def total_correlation(z, mu, logvar, dataset_size: int, *, estimator: str = "weighted") -> TotalCorrelation:
+    """The β-TCVAE's parts of the KL divergence to N(0, 1) (Chen et al. 2018, equation 2), per sample, in nats:
+
+        mutual_information = log q(z_i | x_i) - log q(z_i)
+        total_correlation  = log q(z_i) - sum_d log q(z_id)
+        dimension_kl       = sum_d log q(z_id) - log p(z_i)
+
+    with q(z_i) estimated by sum_j w_ij q(z_i | x_j) over the batch, and q(z_id) likewise. They add up to
+    log q(z | x) - log p(z). The loss is reconstruction + MI + β TC + dimension KL.
+
+    Args:
+        z, mu, logvar: [B, *event], z ~ N(mu, exp(logvar)); float32, float64, float16 or bfloat16.
+        dataset_size: N, of the data that the batch is drawn from, at least B.
+        estimator: "weighted": w_ij = 1 / (B N) (ibid., equation 3), biased: q(z) comes too small.
+            "stratified": with M = B - 1, w_ii = 1 / N, w_ij = (N - M) / (N M) for j = i + 1 (the last sample's is the
+            first), else 1 / M (ibid., appendix C.2): q(z) is unbiased. B is at least 2. The authors' code, and what
+            was copied from it, gives the first two weights to the columns 0 and 1 instead.
+
+    Returns:
+        A named tuple of [B], float32 (float64 where an argument is).
+
+    Gradient: to z, mu and logvar, each of which takes part in B^2 pairs; memory grows as B D, never as B^2.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, named in the message.
+    """
+    tensors = _points(z=z, mu=mu, logvar=logvar)
+    _checks.alike("z", tensors[0], "mu", tensors[1])
+    _checks.alike("z", tensors[0], "logvar", tensors[2])
+    weights = _pair_weights(len(z), dataset_size, estimator)
+    if transformed():
+        log_q, log_qs = reference.total_correlation(*tensors, *weights)
+    else:
+        log_q, log_qs = AggregatePosterior.apply(*tensors, *weights)
+    z, mu, logvar = tensors
+    log_conditional, log_prior = -gaussian_nll(mu, z, logvar), -gaussian_nll(z, z.new_zeros(1), 0.0)
+    log_product = log_qs.sum(1)
+    return TotalCorrelation(log_conditional - log_q, log_q - log_product, log_product - log_prior)
+
+
+def _pair_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+    """Log weights: of every pair, and what (i, i) and (i, i + 1) have beyond it."""
+    if not isinstance(dataset_size, int) or isinstance(dataset_size, bool):
+        raise TypeError(f"dataset_size must be an int, got {type(dataset_size).__name__}")
+    least = {"weighted": 1, "stratified": 2}
+    if estimator not in least:
+        raise ValueError(f"estimator must be 'weighted' or 'stratified', got {estimator!r}")
+    if batch < least[estimator]:
+        raise ValueError(f"z must hold at least {least[estimator]} samples for {estimator!r}, got {batch}")
+    if dataset_size < batch:
+        raise ValueError(f"dataset_size must be at least the batch's {batch} samples, got {dataset_size}")
+    if estimator == "weighted":
+        return -math.log(batch * dataset_size), 0.0, 0.0
+    others = batch - 1
+    return -math.log(others), math.log(others / dataset_size), math.log((dataset_size - others) / dataset_size)
+
+
+def mmd(x, y, kernel: str = "imq", scales: Sequence[float] | None = None, *, unbiased: bool = True) -> torch.Tensor:
+    """The squared maximum mean discrepancy of two samples (Gretton et al. 2012):
+    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), as in WAE-MMD (Tolstikhin et al. 2018) and InfoVAE.
+
+    Args:
+        x, y: [B, *event], [C, *event]; of D numbers each; float32, float64, float16 or bfloat16.
+        kernel: "imq": sum over s of c / (c + |x - y|^2); "rbf": of exp(-|x - y|^2 / c), where c = 2 D s. All scales in
+            one walk.
+        scales: s, positive; by default 0.1, 0.2, 0.5, 1, 2, 5, 10 for "imq" and 1 for "rbf".
+        unbiased: leave k(x_i, x_i) out (ibid., equation 3), which takes two of each and may be below 0; else the means
+            are over all pairs (equation 5).
+
+    Returns:
+        A 0-d tensor, float32 (float64 where an argument is). Near 0 the means cancel: its error is that of the means.
+
+    Gradient: to x and y. Memory grows as (B + C) D, never as B C.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, named in the message.
+    """
+    if kernel not in _MMD:
+        raise ValueError(f"kernel must be {' or '.join(map(repr, _MMD))}, got {kernel!r}")
+    scales = tuple(map(float, _SCALES[kernel] if scales is None else scales))
+    if not scales or not all(0 < s < math.inf for s in scales):
+        raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
+    points = dict(zip("xy", _points(x=x, y=y), strict=True))
+    for name, p in points.items():
+        if len(p) < 1 + unbiased:
+            raise ValueError(f"{name} must hold at least {1 + unbiased} samples, got {len(p)}")
+        if p.shape[1] == 0:
+            raise ValueError(f"{name} must have at least one number a sample, got shape {tuple(p.shape)}")
+    x, y = points.values()
+    scales = tuple([2 * x.shape[1] * s for s in scales])
+    if transformed():
+        return reference.mmd(kernel, x, y, scales, unbiased)
+    return _MMD[kernel].apply(x, y, scales, unbiased)
