@@ -23,12 +23,12 @@ COMPILERS = {  # name: (compiler and options, what runs the program)
 
 
 @pytest.mark.parametrize("name", COMPILERS)
-def test_walk_compiles_without_warnings_and_makes_the_same_bits(name, tmp_path):
+def test_walks_compile_without_warnings_and_makes_the_same_bits(name, tmp_path):
     compiler, runner = COMPILERS[name]
     if shutil.which(compiler[0]) is None or (runner and shutil.which(runner[0]) is None):
         pytest.skip(f"no {compiler[0]}" + (f" or no {runner[0]}" if runner else ""))
     flags = "-std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas -ffp-contract=off -fno-math-errno"
-    sources = [str(ROOT / "tests/cpu/draw.cpp"), str(ROOT / "csrc/cpu/rows.cpp")]
+    sources = map(str, [ROOT / "tests/cpu/draw.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp"))])
     program = str(tmp_path / "draw")
     subprocess.run(
         [*compiler, *flags.split(), "-DVAEFAST_ISA=baseline", f"-I{ROOT / 'csrc'}", *sources, "-o", program], check=True

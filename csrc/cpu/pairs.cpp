@@ -301,7 +301,7 @@ class PairsRunner {
   // slope: of the loss by q; for each dimension on its own, by the square of its u.
   void backward_tile(int64_t row, const Row* rows, int64_t col, Packed sums, V* room) const {
     const int64_t step = width(col / kWidth * kWidth), first = at(col);
-    const C *mu = cols_data_.a + first, *scale = cols_data_.b + first, *term = cols_data_.c + first;
+    const C *mu = cols_data_.a + first, *scale = cols_data_.b + first;
     V slope[kRows] = {}, extra[kRows] = {};
     bool any_special = false;
     for (int r = 0; r < kRows; ++r) any_special |= special(row + r, col, extra + r, 1);
