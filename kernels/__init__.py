@@ -12,10 +12,16 @@ class _Triton:
     """What vaefast/_backends.py asks of a backend: its walks, and why one cannot run."""
 
     @functools.cached_property
-    def rows(self) -> Callable:
-        from vaefast.kernels.rows import rows
+    def _walks(self) -> dict[str, Callable]:
+        """The walk of each density."""
+        from vaefast.kernels.planes import DENSITIES as STACKS
+        from vaefast.kernels.planes import planes
+        from vaefast.kernels.rows import DENSITIES, rows
 
-        return rows
+        return dict.fromkeys(DENSITIES, rows) | dict.fromkeys(STACKS, planes)
+
+    def rows(self, density: str, *arguments) -> None:
+        self._walks[density](density, *arguments)
 
     def why_not(self, density: str, device_type: str) -> str | None:
         """None where `rows` can run the density on tensors of this device type, else the reason in one sentence."""
@@ -26,10 +32,10 @@ class _Triton:
         if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             return "Triton takes CPU tensors only where TRITON_INTERPRET=1 was set before it was imported"
         try:
-            from vaefast.kernels.rows import DENSITIES
+            walks = self._walks
         except Exception as error:  # an installed Triton that does not load is a reason like any other
             return f"Triton does not load: {type(error).__name__}: {error}"
-        return None if density in DENSITIES else f"there is no Triton density {density!r}"
+        return None if density in walks else f"there is no Triton density {density!r}"
 
 
 backend = _Triton()

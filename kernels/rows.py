@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vaefast._layout import ALL_ROWS, Layout, readable, rows_and_cols, view
+from vaefast._layout import rows_and_cols, view
 from vaefast.kernels.density import (
     bernoulli,
     continuous_bernoulli,
@@ -33,8 +33,7 @@ from vaefast.kernels.density import (
     noise,
     normal,
 )
-
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+from vaefast.kernels.operands import as_float, describe, describe_row, pointers, read, read_row, store, weighed
 
 
 @triton.jit
@@ -54,73 +53,10 @@ DENSITIES = {"standard_normal": _standard_normal} | {
 _HEAVY = {"beta_binomial_nll_forward", "beta_binomial_nll_backward"}
 
 
-@triton.jit
-def _row_pointers(operand, row, VECTOR: tl.constexpr):
-    """Where an operand's rows begin, as `_operand` describes it. row: (int64 [R], the same in a type in which division
-    is cheap)."""
-    strides = operand[1]
-    offset = row[0] * strides[0]
-    if len(strides) > 1:
-        offset = (row[1] // strides[2]).to(tl.int64) * strides[1] + (row[1] % strides[2]).to(tl.int64) * strides[0]
-    return operand[0] + offset * VECTOR
-
-
-@triton.jit
-def _pointers(operand, row, col, VECTOR: tl.constexpr):
-    """Where an operand's elements lie, as `_operand` describes it. col: as row, of [1, C] or [R, C]."""
-    strides = operand[2]
-    pointers = _row_pointers(operand, row, VECTOR if len(strides) == 0 else 1)[:, None]
-    if len(strides) == 0:
-        pointers += col[0]
-    elif len(strides) == 1:
-        pointers += col[0] * strides[0]
-    else:
-        pointers += (col[1] // strides[0]).to(tl.int64) * strides[1] + (col[1] % strides[0]).to(tl.int64) * strides[2]
-    return pointers
-
-
-@triton.jit
-def _read_row(operand, row, row_mask, COMPUTE: tl.constexpr):
-    """One number per row, [R, 1]."""
-    return tl.load(_row_pointers(operand, row, 1), mask=row_mask, other=0)[:, None].to(COMPUTE)
-
-
-@triton.jit
-def _read(operand, row, row_mask, col, mask, VECTOR: tl.constexpr, COMPUTE: tl.constexpr):
-    """An operand's elements, [R, C], or [R, 1] where they are the same along the row."""
-    if operand[2] is None:
-        x = _read_row(operand, row, row_mask, COMPUTE)
-    else:
-        x = tl.load(_pointers(operand, row, col, VECTOR), mask=mask, other=0).to(COMPUTE)
-    return x
-
-
-@triton.jit
-def _weighed(x, weight):
-    # a weight of 0 leaves nothing, not even of inf and NaN
-    return x if weight is None else tl.where(weight == 0, 0.0, x * weight)
-
-
-@triton.jit
-def _float(bits, COMPUTE: tl.constexpr):
-    return tl.full([1, 1], bits.to(tl.int64).to(tl.float64, bitcast=True), COMPUTE)
-
-
-@triton.jit
-def _store(pointers, x, mask):
-    dtype: tl.constexpr = pointers.dtype.scalar.element_ty
-    if _INTERPRETED and dtype == tl.bfloat16:
-        # the interpreter truncates: round to nearest even here, so that its cast is exact
-        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        x = tl.where(x == x, rounded, 0x7FC00000).to(tl.float32, bitcast=True)
-    tl.store(pointers, x.to(dtype), mask=mask)
-
-
 @triton.jit(do_not_specialize=["floats", "rows", "cols"], do_not_specialize_on_alignment=["chunks"])
 def rows_kernel(
     density: tl.constexpr,
-    inputs,  # of operands, see _operand
+    inputs,  # of operands, see describe
     row_inputs,  # of (pointer, strides of the rows)
     outputs,  # of operands, or None where nobody asked for the output
     row_outputs,  # of pointers to [rows, chunks]
@@ -162,18 +98,18 @@ def rows_kernel(
         eps = noise.standard_normal(seed, quad).to(COMPUTE)
     w = None
     if weight is not None:
-        w = _read(weight, at, row_mask, along, mask, VECTOR, COMPUTE)
-    x = [_read(operand, at, row_mask, along, mask, VECTOR, COMPUTE) for operand in inputs]
-    r = [_weighed(_read_row(operand, at, row_mask, COMPUTE), w) for operand in row_inputs]
-    values = density(x, r, eps, [_float(bits, COMPUTE) for bits in floats])
+        w = read(weight, at, row_mask, along, mask, VECTOR, COMPUTE)
+    x = [read(operand, at, row_mask, along, mask, VECTOR, COMPUTE) for operand in inputs]
+    r = [weighed(read_row(operand, at, row_mask, COMPUTE), w) for operand in row_inputs]
+    values = density(x, r, eps, [as_float(bits, COMPUTE) for bits in floats])
     for i in tl.static_range(len(outputs)):
         if outputs[i] is not None:
             y = values[i]
             if len(row_inputs) > 0 and w is not None:  # a gradient: 0 times inf would be left of a weight of 0
                 y = tl.where(w == 0, 0.0, y)
-            _store(_pointers(outputs[i], at, along, VECTOR), y, mask)
+            store(pointers(outputs[i], at, along, VECTOR), y, mask)
     for i in tl.static_range(len(row_outputs)):
-        total = tl.sum(tl.where(mask, _weighed(values[len(outputs) + i], w), 0.0), axis=1)
+        total = tl.sum(tl.where(mask, weighed(values[len(outputs) + i], w), 0.0), axis=1)
         tl.store(row_outputs[i] + row * chunks + chunk, total, mask=row_mask)
 
 
@@ -218,38 +154,9 @@ def tiling(rows: int, cols: int, itemsize: int, per_thread: int, noisy: bool, su
     return Tiling(vector, rows == 1, shifted, tile_rows, tile_cols, chunks, programs, num_warps)
 
 
-def _operand(tensor: torch.Tensor, batch_ndim: int, cols: int, vector: int) -> tuple:
-    """What the kernel needs of an elementwise tensor: (pointer, strides of the rows, strides of the columns).
-
-    Rows: (stride,), or (stride, segment stride, segment). Columns:
-
-    None                                 one element per row, the same at every column
-    ()                                   dense; the rows' strides are then divided by VECTOR
-    (stride,)                            one stride along the event, as in a transpose
-    (segment, segment stride, stride)    two, as in channels-last
-    """
-    tensor, layout = readable(tensor, batch_ndim, cols)
-    rows = _row_strides(layout)
-    if layout.segment == cols and layout.stride == 0 and cols > 1:
-        return tensor, rows, None
-    if cols == 1 or (layout.segment == cols and layout.stride == 1):
-        if all([stride % vector == 0 for stride in rows[:2]]):
-            return tensor, (*[stride // vector for stride in rows[:2]], *rows[2:]), ()
-        return tensor, rows, (1,)
-    if layout.segment == cols:
-        return tensor, rows, (layout.stride,)
-    return tensor, rows, (layout.segment, layout.segment_stride, layout.stride)
-
-
-def _row_operand(tensor: torch.Tensor, batch_ndim: int) -> tuple[torch.Tensor, tuple]:
-    tensor, layout = readable(tensor, batch_ndim, 1)
-    return tensor, _row_strides(layout)
-
-
-def _row_strides(layout: Layout) -> tuple[int, ...]:
-    if layout.row_segment == ALL_ROWS:
-        return (layout.row_stride,)
-    return layout.row_stride, layout.row_segment_stride, layout.row_segment
+def as_bits(params: tuple[float, ...]) -> tuple[int, ...]:
+    """The density's floats as `as_float` reads them."""
+    return struct.unpack(f"{len(params)}q", struct.pack(f"{len(params)}d", *params))
 
 
 def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight):
@@ -267,17 +174,17 @@ def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, 
     partials = tuple([t.new_empty((rows, tile.chunks)) for t in row_outputs]) if tile.chunks > 1 else ()
 
     def operand(tensor):
-        return None if tensor is None else _operand(tensor, batch_ndim, cols, tile.vector)
+        return None if tensor is None else describe(tensor, batch_ndim, cols, tile.vector)
 
     arguments = (
         DENSITIES[density],
         tuple([operand(t) for t in inputs]),
-        tuple([_row_operand(t, batch_ndim) for t in row_inputs]),
+        tuple([describe_row(t, batch_ndim) for t in row_inputs]),
         tuple([operand(t) for t in outputs]),
         partials or row_outputs,
         operand(weight),
         seed,
-        struct.unpack(f"{len(params)}q", struct.pack(f"{len(params)}d", *params)),
+        as_bits(params),
         rows,
         cols,
         tile.chunks,
@@ -286,6 +193,15 @@ def launch(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, 
     )
     # contraction would change the noise's bits
     return (tile.programs,), arguments, {"num_warps": tile.num_warps, "enable_fp_fusion": False}, partials
+
+
+def start(kernel, grid, arguments, options, device: torch.device) -> None:
+    """Launch a kernel on the device."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, **options)
+    else:
+        kernel[grid](*arguments, **options)
 
 
 def rows(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight=None) -> None:
@@ -313,10 +229,6 @@ def rows(density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, pa
     grid, arguments, options, partials = launch(
         density, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight
     )
-    if head.is_cuda and head.device.index != torch.cuda.current_device():
-        with torch.cuda.device(head.device):
-            rows_kernel[grid](*arguments, **options)
-    else:
-        rows_kernel[grid](*arguments, **options)
+    start(rows_kernel, grid, arguments, options, head.device)
     for i, partial in enumerate(partials):
         torch.sum(partial, 1, out=row_outputs[i].view(-1))

@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder
 
-from vaefast.kernels import rows
+from vaefast.kernels import operands, planes, rows
 from vaefast.kernels.density import gamma, math, noise
 
 INF, NAN = float("inf"), float("nan")
@@ -44,6 +44,11 @@ VECTORS = json.loads(Path(__file__).with_name("noise_vectors.json").read_text())
 # dimensions, a row of one tile, of a tile with many warps, of several tiles.
 SHAPES = [(128, 20), (3, 50), (5, 7), (33, 2), (9, 1), (1, 1), (0, 4), (4, 0), (2, 3, 5)]
 SHAPES += [(3, 1200), (2, 5000), (2, 4099)]
+
+
+def sized(row, shape):
+    """Long rows an eighth as long where elements are stacks of planes, whose tiles are an eighth as wide."""
+    return (*shape[:-1], shape[-1] // 8) if row.planes and shape[-1] > 1000 else shape
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +153,7 @@ def test_sampling_takes_the_elements_noise(shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_shapes(row, shape):
-    check(row, row.inputs(shape))
+    check(row, row.inputs(sized(row, shape)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -168,7 +173,7 @@ def test_half_types_are_rounded_once(dtype):
 @triton.jit
 def store_kernel(x, out, N: tl.constexpr):
     i = tl.arange(0, N)
-    rows._store(out + i, tl.load(x + i), i < N)
+    operands.store(out + i, tl.load(x + i), i < N)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -203,11 +208,15 @@ LAYOUTS = {
 }
 
 
+def laid(tensor, layout) -> torch.Tensor:
+    """[*, P] as [*], where there are planes: an element's numbers then lie side by side."""
+    return layout(tensor.detach().flatten(3)).unflatten(3, tensor.shape[3:])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("shape", [(6, 4, 2, 8), (3, 3, 5, 2)], ids=shape_id)
 def test_layouts(row, layout, shape):
-    tensors = [layout(t.detach()).requires_grad_() for t in row.inputs(shape)]
-    check(row, tensors)
+    check(row, [laid(t, layout).requires_grad_() for t in row.inputs(shape)])
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 16), (3, 1, 7)], ids=shape_id)
@@ -215,13 +224,13 @@ def test_samples_of_one_batch_are_read_in_place(row, shape):
     """[B, 1, N] that stands for [B, K, N], and [K, B, N] whose batch is its second dimension."""
     if row.takes("batch_ndim"):
         tensors = [t.detach() for t in row.inputs(shape)]
-        check(row, [t.expand(3, 4, -1).requires_grad_() for t in tensors], batch_ndim=2)
-        check(row, [t.expand(3, 4, -1).transpose(0, 1).requires_grad_() for t in tensors], batch_ndim=2)
+        check(row, [t.expand(3, 4, *t.shape[2:]).requires_grad_() for t in tensors], batch_ndim=2)
+        check(row, [t.expand(3, 4, *t.shape[2:]).transpose(0, 1).requires_grad_() for t in tensors], batch_ndim=2)
 
 
 def test_one_strided_tensor_among_dense_ones(row):
     first, *rest = row.inputs((6, 4, 2, 8))
-    check(row, [LAYOUTS["channels last"](first.detach()).requires_grad_(), *rest])
+    check(row, [laid(first, LAYOUTS["channels last"]).requires_grad_(), *rest])
 
 
 @pytest.mark.parametrize("dim", [1, 2, -1])
@@ -261,7 +270,7 @@ def with_data(row, tensors, change) -> list[torch.Tensor]:
 
 def likelihood(row, tensors, weight=None):
     """-log p per sample and the gradients of what wants one."""
-    nll = getattr(vaefast, row.name)(*tensors, weight=weight)
+    nll = getattr(vaefast, row.name)(*row.arguments(tensors), weight=weight)
     return nll, *gradients([nll], wanting(tensors))
 
 
@@ -285,7 +294,7 @@ def against_reference(function, tensors) -> None:
 
 
 def check_likelihood(row, tensors, weight=None) -> None:
-    against_reference(lambda *t: getattr(vaefast, row.name)(*t, weight=weight), tensors)
+    against_reference(lambda *t: getattr(vaefast, row.name)(*row.arguments(t), weight=weight), tensors)
 
 
 def mask(shape) -> torch.Tensor:
@@ -313,7 +322,7 @@ def test_weights(row, shape, weight):
 @by_likelihood
 @pytest.mark.parametrize("weight", ["float", "a column's"])
 def test_weights_of_rows_in_pieces(row, weight):
-    shape = (2, 5000)
+    shape = sized(row, (2, 5000))
     check_likelihood(row, row.inputs(shape), WEIGHTS[weight](shape))
 
 
@@ -323,7 +332,8 @@ def test_a_weight_of_zero_leaves_nothing(row, poison):
     shape = (6, 50)
     keep = mask(shape)
     clean = row.inputs(shape)
-    poisoned = [torch.where(keep, t.detach(), poison).requires_grad_() for t in clean]
+    keeps = [keep.unsqueeze(-1) if name in row.planes else keep for name in row.tensors]
+    poisoned = [torch.where(k, t.detach(), poison).requires_grad_() for k, t in zip(keeps, clean, strict=True)]
     expected, actual = likelihood(row, clean, keep), likelihood(row, poisoned, keep)
     assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
     assert not any(grad[~keep].any() for grad in actual[1:])
@@ -404,6 +414,29 @@ def test_the_gradient_beside_the_likelihood():
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes", "params"),
+    [
+        ("categorical_nll", [(3, 5, 150), (3, 150)], ()),
+        (
+            "discretized_logistic_mixture_nll",
+            [(3, 10, 150), (3, 3, 150)],
+            (2 / 255, 0.0, -1.0, 1 / 255, -7.0),
+        ),
+    ],
+    ids=["categorical", "mixture"],
+)
+def test_the_gradient_of_planes_beside_the_likelihood(name, shapes, params):
+    """As the ops apart write them, with the planes in front and data of bytes."""
+    tensors = torch.randn(shapes[0]), torch.randint(5, shapes[1], dtype=torch.uint8)
+    tail = (mask((3, 150)), 1, *params)
+    grad, wanted = torch.linspace(-1, 2, 3), [True, False]
+    forward, backward, together = (TABLE[f"{name}_{part}"] for part in ("forward", "backward", "with_gradient"))
+    nll, written, _ = together(grad, *tensors, *tail, wanted)
+    assert torch.equal(nll, forward(*tensors, *tail))
+    assert torch.equal(written, backward(grad, *tensors, *tail, wanted)[0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("path", [0.0, 1.0])
 def test_importance_weighted_latents(dtype, path):
@@ -442,7 +475,7 @@ def test_normal_by_location_and_scale(dtype):
 
 
 def test_two_runs_agree(row):
-    tensors = row.inputs((2, 9001))
+    tensors = row.inputs(sized(row, (2, 9001)))
     runs = []
     for _ in range(2):
         outputs = row.call(*tensors, seed=seed_tensor())
@@ -583,8 +616,10 @@ def ones(outputs) -> list[torch.Tensor]:
     return [torch.ones_like(t) for t in outputs]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not hasattr(counts, row.name)], ids=lambda row: row.name)
-def test_extremes(row):  # test_counts.py has those of counts
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if not (hasattr(counts, row.name) or row.planes)], ids=lambda row: row.name
+)
+def test_extremes(row):  # those of counts, of categories and of mixtures have tests of their own
     """Every pair of extremes gives float64's answer, rounded to float32: inf included, never a wrong finite number."""
     tensors, seed = extremes(row), seed_tensor()
     for bounds in [None, (-30.0, 20.0), (-INF, 5.0), (0.5, 0.5)] if row.takes("logvar_bounds") else [None]:
@@ -681,7 +716,7 @@ def offsets_kernel(out, operand, row, col):
     base = operand[0].to(tl.int64)
     one = tl.arange(0, 1).to(tl.int64)
     row, col = row + one, (col + one)[None, :]
-    pointers = rows._pointers(operand, (row, row), (col, col), 4)
+    pointers = operands.pointers(operand, (row, row), (col, col), 4)
     tl.store(out + tl.arange(0, 1)[:, None], (pointers.to(tl.int64) - base) // 4)
 
 
@@ -708,13 +743,11 @@ def test_why_not():
     assert "mps" in kernels.backend.why_not("rsample_forward", "mps")
 
 
-def test_ops_without_a_density_are_known():
-    """Where Triton lacks a density, or the `pairs` walk as a whole, another backend runs; `vaefast info` says so, and
-    README."""
-    planes = ("categorical_nll", "discretized_logistic_mixture_nll")
-    lacking = {f"{name}_{part}" for name in planes for part in ("forward", "backward", "with_gradient")}
-    assert {op.density for op in TABLE.values() if op.walk == "rows"} - set(rows.DENSITIES) == lacking
-    assert not {op.density for op in TABLE.values() if op.walk == "pairs"} & set(rows.DENSITIES)
+def test_every_op_of_rows_has_a_density():
+    """Where Triton lacks the `pairs` walk, another backend runs; `vaefast info` says so, and README."""
+    known = rows.DENSITIES.keys() | planes.DENSITIES.keys()
+    assert {op.density for op in TABLE.values() if op.walk == "rows"} <= known
+    assert not {op.density for op in TABLE.values() if op.walk == "pairs"} & known
 
 
 def test_without_the_variable_cpu_tensors_are_refused(python):

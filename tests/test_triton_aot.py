@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from vaefast.kernels import rows
+from vaefast.kernels import planes, rows
 
 CAPABILITIES = [80, 90, 100]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -65,25 +65,24 @@ TYPES = [
 
 class Launch(NamedTuple):
     what: str
-    dense: bool
+    dense: bool  # so that whole vectors are read and written; a kernel of planes does neither
+    kernel: triton.JITFunction
     arguments: tuple
     options: dict
 
     @property
     def bound(self) -> dict:
-        return dict(zip(rows.rows_kernel.arg_names, self.arguments, strict=True))
+        return dict(zip(self.kernel.arg_names, self.arguments, strict=True))
 
 
 class Recorder:
-    """Stands for the kernel and writes down how it is launched."""
+    """Stands for a kernel and writes down how it is launched."""
 
-    arg_names = rows.rows_kernel.arg_names
-
-    def __init__(self):
-        self.launches = []
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
 
     def __getitem__(self, grid):
-        return lambda *arguments, **options: self.launches.append((arguments, options))
+        return lambda *arguments, **options: self.launches.append((self.kernel, arguments, options))
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +90,15 @@ def launches():
     found = []
 
     def record(what, dense, run):
-        recorder = Recorder()
+        launched = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rows, "rows_kernel", recorder)
+            patch.setattr(rows, "rows_kernel", Recorder(rows.rows_kernel, launched))
+            patch.setattr(planes, "planes_kernel", Recorder(planes.planes_kernel, launched))
             patch.setattr(type(kernels.backend), "why_not", lambda *args: None)
             with vaefast.use_backend("triton"):
                 run()
-        found.extend(Launch(what, dense, *launch) for launch in recorder.launches)
+        for kernel, *launch in launched:
+            found.append(Launch(what, dense and kernel is rows.rows_kernel, kernel, *launch))
 
     def op(row, tensors):
         tensors = [t.requires_grad_() for t in tensors]
@@ -122,6 +123,25 @@ def launches():
     hinted = TABLE["bernoulli_nll_with_gradient"]
     record("with_gradient", True, lambda: hinted(torch.empty(len(a)), a, b, None, 1, 1.0, [True, False]))
 
+    for parameters, data, weight in [*TYPES, (torch.float64, torch.uint8, None)]:
+        logits, mixture, one = (
+            torch.empty(16, n, 32, 32, dtype=parameters, requires_grad=True) for n in (256, 100, 30)
+        )
+        x, pixel = torch.empty(16, 32, 32, dtype=data), torch.empty(16, 3, 32, 32, dtype=data)
+        w = None if weight is None else torch.empty_like(x, dtype=weight)
+        what = f"planes, {parameters}, {data}, weight {weight}"
+        if not data.is_floating_point:
+            record(what, False, lambda: gradients([vaefast.categorical_nll(logits, x, weight=w)], [logits]))  # noqa: B023
+        for p, c in ((mixture, pixel), (one, pixel[:, :1])):
+            nll = vaefast.discretized_logistic_mixture_nll
+            record(what, False, lambda: gradients([nll(p, c, 10, weight=w)], [p]))  # noqa: B023
+    for name, tensors, params in (
+        ("categorical_nll", (logits, x), ()),
+        ("discretized_logistic_mixture_nll", (mixture, pixel), (1.0, 0.0, 0.0, 1 / 255, -7.0)),
+    ):
+        both_ways = TABLE[f"{name}_with_gradient"]
+        record("with_gradient", False, lambda: both_ways(torch.empty(16), *tensors, None, 1, *params, [True, False]))  # noqa: B023
+
     for parameters, data, weight in TYPES:
         logits, x = torch.empty(SHAPE, dtype=parameters, requires_grad=True), torch.empty(SHAPE, dtype=data)
         # one weight per element, and one per sample
@@ -133,7 +153,7 @@ def launches():
 
 def compiled(launch: Launch, capability: int):
     """What triton.compile makes of a launch, specialised as the launch itself would be."""
-    kernel, target = rows.rows_kernel, GPUTarget("cuda", capability, 32)
+    kernel, target = launch.kernel, GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
     options = {**launch.options, "debug": False}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -159,7 +179,7 @@ def vectors_in(ptx: str, instruction: str) -> Counter:
 
 
 def test_every_op_is_launched(launches):
-    assert {launch.arguments[0] for launch in launches} == set(rows.DENSITIES.values())
+    assert {launch.arguments[0] for launch in launches} == {*rows.DENSITIES.values(), *planes.DENSITIES.values()}
 
 
 def test_every_dense_layout_is_launched(launches):
@@ -189,7 +209,7 @@ def test_machine_code(launches, capability, tmp_path, monkeypatch):
             written = [operand for operand in bound["outputs"] if operand is not None]
             assert vectors_in(ptx, "ld") == vectors(launch, read), what
             assert vectors_in(ptx, "st") == vectors(launch, written), what
-        if bound["seed"] is not None:
+        if bound.get("seed") is not None:
             # an operation with a rounding of its own is never contracted, neither by LLVM nor by ptxas
             assert not re.search(r"\b(mul|add|sub)\.f32", ptx), what
             assert launch.options["enable_fp_fusion"] is False, what
