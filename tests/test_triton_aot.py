@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,10 +193,9 @@ def test_every_dense_layout_is_launched(launches):
 @pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
 def test_machine_code(launches, capability, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    seen = {}
-    for launch in launches:
-        code = compiled(launch, capability)
-        seen[code.hash] = launch, code
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # ptxas is a process, and LLVM lets go of Python's lock
+        codes = pool.map(lambda launch: compiled(launch, capability), launches)
+        seen = {code.hash: (launch, code) for launch, code in zip(launches, codes, strict=True)}
     for i, (launch, code) in enumerate(seen.values()):
         bound, ptx, what = launch.bound, code.asm["ptx"], launch.what
         cubin = tmp_path / f"{i}.cubin"
