@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from memory import allocations, peak
 from samples import seed_tensor
 from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -307,18 +308,6 @@ def test_autocast():
 # --- memory ---
 
 
-def _peak_and_held(function) -> tuple[int, int]:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        kept = function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    peak = live = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    del kept
-    return peak, live
-
-
 def test_memory_of_iwae_mnist():
     """B=20, K=50, D=50, N=784: what the path takes beside the decoder's output and its gradient."""
     batch, count, latent, pixels = 20, 50, 50, 784
@@ -340,7 +329,7 @@ def test_memory_of_iwae_mnist():
         return z, torch.logsumexp(log_p - log_q - nll, 1) - math.log(count)
 
     fused()
-    (ours, held), (theirs, theirs_held) = _peak_and_held(fused), _peak_and_held(eager)
+    (ours, held), (theirs, theirs_held) = [(peak(c), sum(c)) for c in (allocations(fused)[1], allocations(eager)[1])]
     assert ours <= theirs / 10
     assert held <= theirs_held / 10
 

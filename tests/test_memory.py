@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from memory import allocations, peak
 from samples import cotangents, gradients
 
 import vaefast
@@ -48,22 +49,6 @@ def test_chunk_halves_are_not_copied(backend):
     assert _storages(t for t in saved if t.is_floating_point()) == _storages([moments])
 
 
-def _allocations(function) -> tuple[object, list[int]]:
-    """The function's result, and every allocation (positive) and release (negative) of the CPU while it ran."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        result = function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return result, [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-
-
-def _peak(changes: list[int]) -> int:
-    peak = now = 0
-    for change in changes:
-        now += change
-        peak = max(peak, now)
-    return peak
-
-
 def _fused_on_cpu(backend):
     if backend.name != "cpu":
         pytest.skip("a fused backend of the CPU is meant")
@@ -73,33 +58,33 @@ def test_peak_of_forward_and_backward(backend):
     """Forward allocates z, kl and the seed; backward the two gradients. Nothing comes and goes between."""
     _fused_on_cpu(backend)
     mu, logvar = (torch.randn(B, D, requires_grad=True) for _ in range(2))
-    outputs, changes = _allocations(lambda: vaefast.rsample_kl(mu, logvar))
+    outputs, changes = allocations(lambda: vaefast.rsample_kl(mu, logvar))
     z, kl = outputs
     seed = 16
-    assert _peak(changes) <= z.nbytes + kl.nbytes + seed + 64  # 64: how the allocator rounds the seed up
+    assert peak(changes) <= z.nbytes + kl.nbytes + seed + 64  # 64: how the allocator rounds the seed up
     assert sum(changes) >= z.nbytes + kl.nbytes + seed
     grads = cotangents(outputs)
-    result, changes = _allocations(lambda: gradients(outputs, (mu, logvar), grads))
-    assert _peak(changes) <= sum(g.nbytes for g in result) + 64
+    result, changes = allocations(lambda: gradients(outputs, (mu, logvar), grads))
+    assert peak(changes) <= sum(g.nbytes for g in result) + 64
 
 
 def test_peak_with_moments(backend):
     """The gradient of moments is written as one tensor: no halves that are joined afterwards."""
     _fused_on_cpu(backend)
     moments = torch.randn(B, 2 * D, requires_grad=True)
-    outputs, changes = _allocations(lambda: vaefast.rsample_kl_moments(moments))
-    assert _peak(changes) <= 4 * (ELEMENTS + B) + 16 + 64
+    outputs, changes = allocations(lambda: vaefast.rsample_kl_moments(moments))
+    assert peak(changes) <= 4 * (ELEMENTS + B) + 16 + 64
     grads = cotangents(outputs)
-    result, changes = _allocations(lambda: gradients(outputs, [moments], grads))
+    result, changes = allocations(lambda: gradients(outputs, [moments], grads))
     assert result[0].nbytes == 4 * 2 * ELEMENTS
-    assert _peak(changes) <= result[0].nbytes + 64
+    assert peak(changes) <= result[0].nbytes + 64
 
 
 def test_the_profiler_sees_what_it_should():
     """Plain PyTorch holds temporaries of the latent's size, and the profile shows them."""
     mu, logvar = (torch.randn(B, D, requires_grad=True) for _ in range(2))
-    _, changes = _allocations(lambda: mu + torch.exp(0.5 * logvar) * torch.randn_like(mu))
-    assert _peak(changes) >= 3 * mu.nbytes
+    _, changes = allocations(lambda: mu + torch.exp(0.5 * logvar) * torch.randn_like(mu))
+    assert peak(changes) >= 3 * mu.nbytes
 
 
 @pytest.mark.gpu

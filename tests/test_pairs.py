@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memory import allocations, peak
 from samples import DTYPES, HALF, cotangents, gradients, tuple_of
 from strategies import strided
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -521,18 +522,6 @@ def test_errors():
 # Memory, and where they run
 
 
-def _peak(function) -> int:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        kept = function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    peak = now = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    del kept
-    return peak
-
-
 def test_memory_does_not_grow_as_pairs(case):
     """Forward and backward of B points take at most 32 tensors of B D, of which 16 are the parts' sums."""
 
@@ -543,7 +532,7 @@ def test_memory_does_not_grow_as_pairs(case):
     with vaefast.use_backend("cpu"):
         for batch in (1024, 2048):
             tensors = inputs(case, (batch, batch, 16), torch.float32)
-            assert _peak(functools.partial(step, tensors)) <= 32 * tensors[0].nbytes
+            assert peak(allocations(functools.partial(step, tensors))[1]) <= 32 * tensors[0].nbytes
 
 
 def test_where_they_run():
