@@ -203,12 +203,12 @@ class Kernel(NamedTuple):
 
 _NAME = re.compile(r"(map_packs|map_elements|map_planes)INS_\d+scalar\d+(\w+?)E(f|d|6__half|13__nv_bfloat16)E")
 _TENSORS = re.compile(r"struct (\w+)\s+: Density<(\d+), \d+, (\d+), ")
-# pairs have no walk on CUDA
-HEADERS = "\n".join(h.read_text() for h in sorted((CSRC / "density").glob("*.h")) if h.stem != "pairs")
+HEADERS = "\n".join(header.read_text() for header in sorted((CSRC / "density").glob("*.h")))
 DENSITIES = {name: (int(inputs), int(outputs)) for name, inputs, outputs in _TENSORS.findall(HEADERS)}
 for _name, _forward, _backward in re.findall(r"struct (\w+) : WithGradient<(\w+), (\w+)>", HEADERS):
     DENSITIES[_name] = (DENSITIES[_forward][0], DENSITIES[_backward][1])
-PLANES = set(re.findall(r'X\("\w+", (\w+)\)', HEADERS)) - set(DENSITIES)
+TABLE = (CSRC / "density/table.h").read_text()
+PLANES = set(re.findall(r'X\("\w+", (\w+)\)', TABLE)) - set(DENSITIES)
 # the types that a kernel is compiled for, and how many 16-byte accesses a thread makes to each tensor
 PACKS = {
     "map_packs": {"f": 2, "d": 2, "6__half": 1, "13__nv_bfloat16": 1},
