@@ -44,7 +44,7 @@ from vaefast.patch import patch  # as for info
 __version__ = "0.1.0"
 
 # imported when first used, so that `import vaefast` brings the ops alone
-_LAZY = ("data", "distributions", "models", "nn", "objectives", "training")
+_LAZY = ("data", "distributions", "metrics", "models", "nn", "objectives", "sampling", "training")
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""What is minimised. An objective is a function of (model, batch) that returns its parts, each [B], "loss" included."""
+"""The evidence lower bound."""
 
 from __future__ import annotations
 
