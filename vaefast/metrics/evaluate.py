@@ -71,7 +71,8 @@ def compare(
 ) -> dict[str, dict]:
     """The measures of a set of images, without a model: entries as those of `evaluate`, those of ROWS that apply.
 
-    Where samples and real images are not equally many, measures that must see as many of each see the first ones.
+    Where samples and real images are not equally many, measures that must see as many of each see rows of the larger
+    set spread evenly over it.
 
     Args:
         samples, real: images as for `as_images`; real ones that the model was not trained on.
@@ -108,7 +109,7 @@ def compare(
 
 def _of_features(reference: Reference, fake: Reference) -> dict[str, Estimate]:
     count = min(len(reference), len(fake))
-    equal = [r if len(r) == count else Reference(r.features[:count]) for r in (reference, fake)]
+    equal = [r if len(r) == count else Reference(r.features[spread(len(r), count)]) for r in (reference, fake)]
     return {
         "frechet_distance": frechet.frechet_distance(reference, fake),
         "kernel_distance": frechet.kernel_distance(reference, fake),
