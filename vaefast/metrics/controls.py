@@ -73,7 +73,7 @@ CONTROLS = {
     ),
     "class missing": Control(
         {"frechet_distance": 1, "kernel_distance": 1, "coverage": -1},
-        ("precision", "density", "sharpness_ratio", "vendi_score", "lpips_diversity"),
+        ("precision", "density", "sharpness_ratio", "lpips_diversity"),
     ),
     "memorised": Control(
         {"authenticity": -1},
@@ -105,13 +105,20 @@ def repeated(images: torch.Tensor, count: int = REPEATED, *, seed: int = 0) -> t
 
 
 def measure(
-    images: torch.Tensor, labels: torch.Tensor, reference: torch.Tensor, *, seed: int = 0, **options
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    reference: torch.Tensor,
+    *,
+    missing: int = MISSING,
+    seed: int = 0,
+    **options,
 ) -> dict[str, dict[str, dict]]:
     """What `compare` gives for the images as they are ("real") and for each of CONTROLS made of them.
 
     Args:
         images, labels: uint8 [N, C, H, W] and the class of each.
         reference: the real images to compare with, which stand for the training images too.
+        missing: the class that "class missing" lacks.
         options: of `compare`.
     """
     sets = {
@@ -119,7 +126,7 @@ def measure(
         "blurred": blurred(images),
         "noised": noised(images, seed=seed),
         "repeated": repeated(images, seed=seed),
-        "class missing": images[labels != MISSING],
+        "class missing": images[labels != missing],
         "memorised": reference,
     }
     return {name: compare(x, reference, reference, seed=seed, **options) for name, x in sets.items()}

@@ -123,7 +123,7 @@ def _of_images(real, samples, seed: int, device: str) -> dict[str, Estimate]:
     variances = map(sharpness.laplacian_variance, (real, samples))
     found = {"sharpness_ratio": sharpness.sharpness_ratio(*variances)}
     if lpips.available():
-        found["lpips_diversity"] = lpips.lpips_diversity(samples, seed=seed, device=device)
+        found["lpips_diversity"] = lpips.lpips_diversity(samples, pairs=lpips.PAIRS, seed=seed, device=device)
     return found
 
 
@@ -168,7 +168,7 @@ def evaluate(
     seed: int = 0,
     progress: bool = True,
     importance_samples: int = likelihood.SAMPLES,
-    likelihood_images: int = 500,
+    likelihood_images: int = 250,
 ) -> dict[str, dict]:
     """Every measure of ROWS, of a model that saw `train` and did not see `test`.
 
@@ -233,6 +233,7 @@ def _likelihood(model: nn.Module, x: torch.Tensor, samples: int, seed: int) -> d
     return {name: entry(name, value, **facts) for name, value in zip(names, (nll, bits), strict=True)}
 
 
+@torch.no_grad()
 def draw(model: nn.Module, count: int, *, sampler=None, seed: int = 0) -> torch.Tensor:
     """`count` samples of the model, uint8 on the CPU, a few at a time; the same for the same seed."""
     options = {} if sampler is None else {"sampler": sampler}
