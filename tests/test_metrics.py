@@ -17,7 +17,7 @@ from torch import nn
 from vaefast import metrics, models
 from vaefast.data import digits
 from vaefast.distributions import DiagonalGaussian
-from vaefast.metrics import controls, estimate, features, likelihood, lpips, pairwise
+from vaefast.metrics import controls, estimate, features, images, likelihood, lpips, pairwise
 from vaefast.metrics.evaluate import entry
 from vaefast.nn import Bernoulli, DiscretizedLogistic, Gaussian
 
@@ -251,6 +251,7 @@ def test_a_folder_is_the_tensor_of_its_images(tmp_path):
         (lambda: metrics.as_images([1]), TypeError, "got list"),
         (lambda: metrics.as_images(torch.zeros(3, 2, 4, 4)), ValueError, r"got \[3, 2, 4, 4\]"),
         (lambda: metrics.laplacian_variance(torch.full((2, 1, 4, 4), -1.0)), ValueError, "from -1 to -1"),
+        (lambda: images.levels(torch.tensor([0.5, math.nan])), ValueError, "got NaN"),
         (lambda: metrics.Reference(torch.zeros(3)), ValueError, r"got \[3\]"),
         (lambda: metrics.Reference(torch.full((3, 2), math.nan)), ValueError, "finite"),
         (lambda: metrics.precision(torch.eye(3), torch.eye(3), 3), ValueError, "k must be from 1 to 2"),

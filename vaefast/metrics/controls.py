@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from vaefast.metrics.evaluate import ROWS, compare
+from vaefast.metrics.evaluate import ROWS, compare, number
 from vaefast.metrics.images import levels, unit_images
 
 BLUR = 1.0  # pixels
@@ -169,7 +169,7 @@ def table(results: dict[str, dict[str, dict]]) -> str:
         moves, blind = CONTROLS.get(control, Control({}, ()))
         cells = []
         for name in names:
-            text = f"{entries[name]['value']:.3g}"
+            text = number(entries[name]["value"])
             cells.append(f"**{text}**" if name in moves else f"({text})" if name in blind else text)
         lines.append(f"| {control} | {' | '.join(cells)} |")
     return "\n".join(lines)

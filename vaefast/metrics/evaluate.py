@@ -190,7 +190,11 @@ def evaluate(
         name -> {"value", "low", "high": its 95 % interval, "direction", "label", "complaint", "versions", and, where it
         depends on them, "extractor", "extractor_version", "samples", "real", "training_images": what as many training
         images get in place of the samples (held-out ones for authenticity)}, as JSON can hold it. dimension_kl has
-        "dimensions", a list. What the model cannot be asked has value None and "why_not".
+        "dimensions", a list, and active_units their number; mutual_information its "limit", log N; the likelihoods
+        "importance_samples" and whether it is a "density". What the model cannot be asked has value None and "why_not".
+
+    Raises:
+        ValueError: for a model whose samples are NaN.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -253,13 +257,14 @@ def table(results: dict[str, dict]) -> str:
     lines = ["| complaint | measure | value | 95 % interval | training images | better |", "|---|---|---|---|---|---|"]
     for result in results.values():
         shown = result.get("training_images")
-        interval = "" if result["value"] is None else f"{_number(result['low'])} … {_number(result['high'])}"
-        value = result.get("why_not") or _number(result["value"])
-        attained = "" if shown is None else _number(shown)
+        interval = "" if result["value"] is None else f"{number(result['low'])} … {number(result['high'])}"
+        value = result.get("why_not") or number(result["value"])
+        attained = "" if shown is None else number(shown)
         better = {"real": "as real", "none": ""}.get(result["direction"], result["direction"])
         lines.append(f"| {result['complaint']} | {result['label']} | {value} | {interval} | {attained} | {better} |")
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """To three digits, without an exponent where it is large."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
