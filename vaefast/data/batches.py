@@ -31,8 +31,11 @@ class Batches:
         return -(-len(self.data) // self.size)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        return self.start_at(0)
+
+    def start_at(self, batch: int) -> Iterator[torch.Tensor]:
+        """A pass without its first `batch` batches; the order is drawn at once."""
         if not self.shuffle:
-            yield from self.data.split(self.size)
-            return
-        for rows in torch.randperm(len(self.data)).split(self.size):
-            yield self.data[rows.to(self.data.device)]
+            return iter(self.data.split(self.size)[batch:])
+        order = torch.randperm(len(self.data)).to(self.data.device)
+        return (self.data[rows] for rows in order.split(self.size)[batch:])
