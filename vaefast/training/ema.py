@@ -36,6 +36,10 @@ class EMA:
         torch._foreach_lerp_(self._average, self._weights, 1 - decay)
         self.count += 1
 
+    def restart(self) -> None:
+        """The average becomes what the model holds."""
+        torch._foreach_copy_(self._average, self._weights)
+
     @contextlib.contextmanager
     def applied(self):
         """The model holds the average within the block, and its own weights again, bit for bit, after it."""

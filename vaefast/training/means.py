@@ -32,6 +32,10 @@ class Means:
         distributed.sum_all([*sums.values(), *counts.values()])
         return {name: (total / counts[name]).item() for name, total in sums.items()}
 
+    def local(self) -> Parts:
+        """This rank's means alone: what a progress bar can read without the other ranks."""
+        return {name: (total / self.counts[name]).item() for name, total in self.sums.items()}
+
     def state_dict(self) -> dict:
         return {"sums": self.sums, "counts": self.counts}
 

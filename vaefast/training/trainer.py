@@ -90,6 +90,7 @@ class Trainer:
         if cuda_graph:
             self._check_cuda_graph(amp)
         options = {"scaled": amp == "fp16", "clip": clip, "skip_above": skip_above, "captured": cuda_graph}
+        self.optimizer = optimizer
         self._update = Update(optimizer, "optimizer", **options)
         self._critic_update = Update(critic_optimizer, "critic_optimizer", **options) if adversarial else None
         self._captured = cuda_graph
@@ -293,6 +294,13 @@ class Trainer:
                 with self._autocast():
                     means.add(self.objective(self.model, distributed.shard(batch.to(self.device))))
         return means.result()
+
+    def use_best(self) -> None:
+        """With `early_stop`, put the weights of the best epoch into the model, and into the average."""
+        if self.early_stop is not None and self.early_stop.weights is not None:
+            self.model.load_state_dict(self.early_stop.weights)
+            if self.ema is not None:
+                self.ema.restart()
 
     def averaged(self):
         """A context in which the model holds the averaged weights (`ema`), or its own where there are none."""
