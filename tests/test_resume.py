@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_the_last_state(data, unbroken, tmp_path):
 
 # several processes
 
-# Two ranks, of which the second dies at its 14th step; the run resumed; and one that nobody broke off. Ranks are made as
+# Two ranks, of which the second dies at its 14th step; the run resumed; one that nobody broke off. Ranks are made as
 # torchrun makes them, but do not import torch again: two folders, data, settings.
 RANKS = """
 import json, os, signal, socket, sys
