@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from vaefast.distributions import DiagonalGaussian
+from vaefast.models.pretrained import Pretrained
 from vaefast.nn import Bernoulli, GaussianLatent, unit
 from vaefast.ops import standard_normal
 
@@ -20,7 +21,7 @@ class VAEOutput(NamedTuple):
     kl: torch.Tensor
 
 
-class VAE(torch.nn.Module):
+class VAE(Pretrained, torch.nn.Module):
     """q(z | x) = N(mean, exp(logvar)), p(z) = N(0, I), p(x | z) = likelihood(decoder(z)) (Kingma and Welling 2014).
 
     Args:

@@ -1,0 +1,141 @@
+"""`vaefast evaluate` and `vaefast compare`: how good runs are, in numbers, and side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+
+from vaefast import metrics, sampling
+from vaefast.commands import inputs
+from vaefast.report.measures import arrow, compared, measures, table, training_measures
+from vaefast.runs import Run
+from vaefast.training import checkpoint, pictures
+
+_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
+_SAMPLERS = ("normal", "gmm", "two_stage", "flow")
+_SHOWN, _COLUMNS = 50, 10  # images of each kind in the sheet of a run
+_OWN_PLACE = ("output",)  # settings whose difference between runs says nothing
+
+
+def add(subparsers) -> None:
+    evaluate = subparsers.add_parser(
+        "evaluate",
+        help="measure how good a trained model's images are",
+        description="Draw images from the model of the folder RUN, measure them and the model against the data, print "
+        "the table, and keep it as RUN/evaluation.json, where `vaefast report` and `vaefast compare` find it.",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    evaluate.add_argument(
+        "--samples",
+        type=inputs.at_least(2),
+        default=1000,
+        metavar="N",
+        help="how many images to draw and measure; more are slower and steadier (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--sampler",
+        choices=_SAMPLERS,
+        default="normal",
+        metavar="NAME",
+        help=f"where latents come from: {', '.join(_SAMPLERS)}; all but normal are fitted to the training images first "
+        "(%(default)s)",
+    )
+    evaluate.add_argument(
+        "--seed", type=inputs.at_least(0), default=0, metavar="N", help="of the drawn images (%(default)s)"
+    )
+    evaluate.set_defaults(command=_evaluate)
+
+    compare = subparsers.add_parser(
+        "compare",
+        help="put runs side by side",
+        description="Print a table of several runs, the settings that differ and the measures with their intervals, "
+        "and write it with a sheet of their images. A value in bold is better than all others by more than the "
+        "intervals. `vaefast evaluate` each run first; before that there are only the numbers of its training.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="folders that `vaefast train` made, two or more")
+    compare.add_argument(
+        "--output",
+        metavar="FOLDER",
+        default="comparison",
+        help="where compare.md and compare.png go (%(default)s)",
+    )
+    compare.set_defaults(command=_compare)
+
+
+def _evaluate(run: str, samples: int, sampler: str, seed: int) -> None:
+    inputs.need("an evaluation", _NEEDS)
+    opened = inputs.open_run(run)
+    data = opened.data
+    fitted = None if sampler == "normal" else sampling.create(sampler).fit(opened.model, data.train)
+    try:
+        found = metrics.evaluate(opened.model, data.train, data.test, samples=samples, sampler=fitted, seed=seed)
+    except ModuleNotFoundError as error:
+        raise inputs.CommandError(f'an evaluation needs {error.name}: pip install "vaefast[metrics]"') from None
+    path = opened.store_evaluation(found)
+    rows = [[m.name.replace("_", " "), m.text, m.direction] for m in measures(found).values()]
+    print(table([["measure", "value", "better"], *rows]))
+    print(f"\nkept as {path}; `vaefast report {run}` shows it")
+
+
+def _compare(runs: list[str], output: str) -> None:
+    inputs.need("a comparison", _NEEDS)
+    if len(runs) < 2:
+        raise inputs.CommandError(f"compare takes two or more runs, got {len(runs)}")
+    opened = [inputs.open_run(run) for run in runs]
+    text = _text(opened)
+    folder = inputs.make_folder(output)
+    checkpoint.write(folder / "compare.md", f"{text}\n\n![samples and reconstructions](compare.png)\n".encode())
+    checkpoint.write(folder / "compare.png", _sheet(opened))
+    print(text)
+    print(f"\n{folder}/compare.md, {folder}/compare.png")
+    unmeasured = [str(run.folder) for run in opened if not run.evaluation]
+    if unmeasured:
+        print(f"not measured yet: {', '.join(unmeasured)}; `vaefast evaluate` does it")
+
+
+def _text(runs: Sequence[Run]) -> str:
+    """A Markdown table: a column per run; the settings that differ, then the measures."""
+    names = [str(run.folder) for run in runs]
+    settings = dict.fromkeys(name for run in runs for name in run.settings if name not in _OWN_PLACE)
+    values = {name: [str(run.settings.get(name, "–")) for run in runs] for name in settings}
+    differ = [[name.replace("_", " "), *cells] for name, cells in values.items() if len(set(cells)) > 1]
+    columns = [training_measures(run.metrics) | measures(run.evaluation) for run in runs]
+    rows = [
+        [arrow(name, direction), *[f"**{text}**" if best else text for text, best in cells]]
+        for name, (direction, cells) in compared(columns).items()
+    ]
+    return table([["", *names], *differ, *rows])
+
+
+@torch.no_grad()
+def _sheet(runs: Sequence[Run]) -> bytes:
+    """A PNG: for each run its samples, and beside them held-out images with their reconstructions."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=18)
+    margin, title = 16, 34
+    strips = []
+    for run in runs:
+        if not run.pictorial:
+            raise inputs.CommandError(f"{run.folder} has no images to show: its data has the shape {run.data_shape}")
+        samples = run.model.sample(_SHOWN, seed=run.settings.get("seed", 0))
+        x, _ = run.held_out(_SHOWN // 2)
+        drawn = pictures.grid(samples, _COLUMNS), pictures.reconstructions(x, run.model.reconstruct(x), _COLUMNS)
+        strips.append([Image.open(io.BytesIO(png)) for png in drawn])
+    widths = [max(strip[i].width for strip in strips) for i in range(2)]
+    heights = [max(picture.height for picture in strip) + title + margin for strip in strips]
+    sheet = Image.new("RGB", (sum(widths) + 3 * margin, sum(heights) + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = margin
+    for run, strip, height in zip(runs, strips, heights, strict=True):
+        left = margin
+        for picture, width, what in zip(strip, widths, ("samples", "held out, and reconstructed"), strict=True):
+            draw.text((left, top), f"{run.folder}: {what}", fill="black", font=font)
+            sheet.paste(picture, (left, top + title - 8))
+            left += width + margin
+        top += height
+    file = io.BytesIO()
+    sheet.save(file, "png")
+    return file.getvalue()

@@ -1,0 +1,128 @@
+"""`vaefast train`. Its options, and the keys of its TOML file, are the fields of `training.Settings`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+
+from vaefast.commands.inputs import CommandError, nearest, need
+from vaefast.training import NotFiniteError, Settings, run
+
+_NEEDS = {
+    "matplotlib": "matplotlib",
+    "mlxtend": "mlxtend",
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "tqdm": "tqdm",
+}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def add(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model, by default on handwritten digits",
+        description="Train a variational autoencoder. Without options: on 5,000 real handwritten digits that come with "
+        "the package. It leaves in a folder the weights, loss curves, images that the model made up, and its numbers. "
+        "Ctrl-C stops early and keeps the weights.",
+        epilog="An option that is given wins over the --config file, which wins over the defaults (in brackets).",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="read options from a TOML file, a line each, such as: batch_size = 128; or from an earlier run's "
+        "config.json, which repeats it",
+    )
+    for field, kind in fields(Settings).items():
+        _add_option(parser, field, kind)
+    parser.set_defaults(command=train)
+
+
+def fields(settings: type) -> dict[dataclasses.Field, type]:
+    """The fields of a dataclass of settings and the plain type of each (that of `int | None` is int)."""
+    hints = typing.get_type_hints(settings)
+    return {field: _plain(hints[field.name]) for field in dataclasses.fields(settings)}
+
+
+def _plain(hint) -> type:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: type) -> None:
+    option = f"--{field.name.replace('_', '-')}"
+    named = {True: "yes", False: "no"} if kind is bool else {None: "off"}
+    default = named.get(field.default, field.default)
+    text = f"{field.metadata.get('help', '')} ({default})".strip().replace("%", "%%")
+    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    if kind is bool:
+        parser.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+    else:
+        parser.add_argument(option, type=kind, metavar=field.metadata.get("metavar"), **common)
+
+
+def train(config: str | None, **given) -> None:
+    """Train with what was `given`, what the file `config` says of the rest, and the defaults of what is left."""
+    need("training", _NEEDS)
+    settings = Settings(**({} if config is None else read(Path(config), Settings)) | given)
+    try:
+        run(settings)
+    except NotFiniteError as error:
+        raise CommandError(f"{error}; nothing was saved. A smaller --lr may help.", 1) from None
+
+
+def read(path: Path, settings: type) -> dict:
+    """The values of the fields of `settings` in a TOML file, or in the config.json of a run.
+
+    Raises:
+        CommandError: for a file that is not there or damaged, an unknown key (with the nearest name), a value of the
+            wrong type.
+    """
+    try:
+        content = path.read_text()
+        values = json.loads(content)["settings"] if path.suffix == ".json" else _toml(content)
+    except OSError as error:
+        raise CommandError(f"cannot read --config {path}: {error.strerror}") from None
+    except KeyError:
+        raise CommandError(f"--config {path} is not the config.json of a run: it has no settings") from None
+    except ValueError as error:
+        raise CommandError(f"--config {path} is damaged: {error}") from None
+    kinds = {field.name: kind for field, kind in fields(settings).items()}
+    for name, value in values.items():
+        if name not in kinds:
+            raise CommandError(f"--config {path}: unknown option {name}{nearest(name, kinds)}")
+        values[name] = _checked(path, name, value, kinds[name])
+    return values
+
+
+def _toml(content: str) -> dict:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib.loads(content)
+
+
+def _checked(path: Path, name: str, value: object, kind: type):
+    if kind is float and type(value) is int:
+        return float(value)
+    if value is None or kind not in _KINDS or type(value) is kind:
+        return value
+    raise CommandError(f"--config {path}: {name} must be {_KINDS[kind]}, got {value!r}")
+
+
+def toml(settings: dict) -> str:
+    """The settings as a TOML file that `vaefast train --config` takes; what is None (off) is left out."""
+    lines = []
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            lines.append(f"{name} = {value}")  # TOML's own inf and nan
+        elif value is not None:
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
