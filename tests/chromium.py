@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 PATH = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_MOST_SECONDS = 60
 
 
 class Page:
@@ -34,6 +36,8 @@ class Page:
         )
         os.close(commands)
         os.close(answers)
+        self._watch = threading.Timer(_MOST_SECONDS, self._process.kill)  # so that a read ends, with EOFError
+        self._watch.start()
         self._answers = os.fdopen(self._from, "rb")
         self._session = None
         (target,) = (t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
@@ -44,6 +48,7 @@ class Page:
         return self
 
     def __exit__(self, *error) -> None:
+        self._watch.cancel()
         self._process.kill()
         self._process.wait()
         os.close(self._to)

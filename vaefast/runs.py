@@ -77,7 +77,7 @@ class Run:
 
     @property
     def model_name(self) -> str:
-        return getattr(self.model, "config", {}).get("name", type(self.model).__name__)
+        return (self.model.config or {}).get("name", type(self.model).__name__)
 
     @property
     def history(self) -> list[dict]:

@@ -88,6 +88,7 @@ def _comparison(runs: Sequence[Run]) -> str:
     rows = [
         f"<tr><td>{escape(arrow(name, direction))}</td>"
         + "".join(f"<td>{f'<b>{escape(text)}</b>' if best else escape(text)}</td>" for text, best in cells)
+        + "</tr>"
         for name, (direction, cells) in compared(columns).items()
     ]
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody></table>"
