@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from vaefast.models import priors
+from vaefast.models import parts, priors
 from vaefast.models.conv import conv_vae
 from vaefast.models.dense import DenseDecoder, DenseEncoder, dense_vae
 from vaefast.models.residual import residual_vae
@@ -25,9 +25,10 @@ def create(name: str, **options) -> VAE:
     if name not in NAMES:
         raise ValueError(f"model must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
     model = NAMES[name](**options)
-    taken = inspect.signature(NAMES[name]).bind(**options)
-    taken.apply_defaults()
-    taken = {**taken.arguments}
+    common = inspect.signature(parts.build).parameters.values()
+    bound = inspect.signature(NAMES[name]).bind(**options)
+    bound.apply_defaults()
+    taken = {p.name: p.default for p in common if p.kind is p.KEYWORD_ONLY} | bound.arguments
     taken |= taken.pop("options", {})
     model.config = {"name": name, **{key: _plain(value) for key, value in taken.items()}}
     return model

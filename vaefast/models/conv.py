@@ -19,26 +19,33 @@ def conv_vae(
     width: int = 32,
     hidden: int = 64,
     activation: str = "relu",
+    bounded: bool = True,
     **options,
 ) -> VAE:
     """A VAE of strided convolutions 4x4 and their transposes, with one dense hidden layer on either side of z.
 
     Args:
-        data_shape: (channels, height, width).
+        data_shape: (channels, height, width), height or width above 7.
         latent: the size of z.
         width: channels of the first stage; they double with every halving, up to 4 times it.
         hidden: units of the dense layers.
         activation: by name, one of `parts.ACTIVATIONS`.
-        options: likelihood, prior and theirs, as for `parts.build`.
+        bounded, options: likelihood, prior and theirs, as for `parts.build`.
     """
     sizes = parts.sizes(data_shape)
+    if len(sizes) == 1:
+        raise ValueError(f"data_shape must be larger than 7 in height or width, got {tuple(data_shape)}")
     channels = [data_shape[0], *[width * min(2**i, 4) for i in range(len(sizes) - 1)]]
     flat = channels[-1] * math.prod(sizes[-1])
 
     layers = []
     for (a, b), size in zip(itertools.pairwise(channels), sizes, strict=False):
         odd = [s % 2 for s in size]  # a row more, so that halves are rounded up
-        layers += [nn.ZeroPad2d((1, 1 + odd[1], 1, 1 + odd[0])), he(nn.Conv2d(a, b, 4, 2)), parts.activation(activation)]
+        layers += [
+            nn.ZeroPad2d((1, 1 + odd[1], 1, 1 + odd[0])),
+            he(nn.Conv2d(a, b, 4, 2)),
+            parts.activation(activation),
+        ]
     encoder = nn.Sequential(
         *layers,
         nn.Flatten(),
@@ -55,15 +62,11 @@ def conv_vae(
             parts.activation(activation),
             nn.Unflatten(1, (channels[-1], *sizes[-1])),
         ]
-        for i in reversed(range(1, len(channels))):
-            last = i == 1
-            shorter = [s % 2 for s in sizes[i - 1]]  # what the transpose gives too much
-            up = nn.ConvTranspose2d(channels[i], shape[0] if last else channels[i - 1], 4, 2, 1)
-            layers.append((glorot if last else he)(up))
-            if any(shorter):
-                layers.append(nn.ZeroPad2d((0, -shorter[1], 0, -shorter[0])))
-            if not last:
-                layers.append(parts.activation(activation))
-        return nn.Sequential(*layers)
+        for i in reversed(range(2, len(channels))):
+            odd = [s % 2 for s in sizes[i - 1]]
+            layers.append(he(nn.ConvTranspose2d(channels[i], channels[i - 1], 4, 2, 1)))
+            layers += [nn.ZeroPad2d((0, -odd[1], 0, -odd[0]))] if any(odd) else []
+            layers.append(parts.activation(activation))
+        return nn.Sequential(*layers, *parts.last_up(width, shape))
 
-    return parts.build(VAE, encoder, decoder, data_shape, (latent,), **options)
+    return parts.build(VAE, encoder, decoder, data_shape, (latent,), bounded=bounded, **options)

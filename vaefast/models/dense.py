@@ -72,4 +72,6 @@ def dense_vae(
     def decoder(shape):
         return DenseDecoder(shape, latent, decoder_hidden, activation)
 
-    return parts.build(VAE, DenseEncoder(data_shape, latent, encoder_hidden, activation), decoder, data_shape, (latent,), **options)
+    return parts.build(
+        VAE, DenseEncoder(data_shape, latent, encoder_hidden, activation), decoder, data_shape, (latent,), **options
+    )

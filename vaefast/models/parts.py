@@ -27,6 +27,7 @@ ACTIVATIONS = {
 _ROWS = [row for row in likelihoods.TABLE if row.mean is not None]
 LIKELIHOODS = {re.sub("(?<!^)(?=[A-Z])", "_", row.name).lower(): getattr(likelihoods, row.name) for row in _ROWS}
 LIKELIHOODS["optimal_sigma"] = likelihoods.OptimalSigmaGaussian
+_LOCATIONS = (likelihoods.Gaussian, likelihoods.Laplace, likelihoods.OptimalSigmaGaussian)
 _COUNTS = (likelihoods.NegativeBinomial, likelihoods.ZeroInflatedNegativeBinomial)
 
 
@@ -64,18 +65,24 @@ class Head(nn.Module):
     """What a decoder says [B, P C, *rest] as the P parameters [B, C, *rest] of a likelihood, each in its range.
 
     Log-variances are softly clipped at -12 and log-scales at -6, sigma at e^-6 as in the σ-VAE: a density has no upper
-    bound where a pixel is the same in all images. Means of counts go through softplus.
+    bound where a pixel is the same in all images.
+
+    Args:
+        names: of the parameters.
+        mean: what mu goes through: None, "softplus" or "sigmoid".
     """
 
-    def __init__(self, names: Sequence[str], positive: bool):
+    def __init__(self, names: Sequence[str], mean: str | None):
         super().__init__()
-        self.names, self.positive = tuple(names), positive
+        self.names, self.mean = tuple(names), mean
 
     def forward(self, decoded: torch.Tensor):
         values = list(decoded.chunk(len(self.names), 1))
         for i, name in enumerate(self.names):
-            if name == "mu" and self.positive:
-                values[i] = functional.softplus(values[i]) + 1e-6
+            if name == "mu" and self.mean == "softplus":
+                values[i] = functional.softplus(values[i]) + 1e-6  # 0 is outside a count's means
+            elif name == "mu" and self.mean == "sigmoid":
+                values[i] = torch.sigmoid(values[i])
             elif name in ("logvar", "log_scale"):
                 floor = -12.0 if name == "logvar" else -6.0
                 values[i] = floor + functional.softplus(values[i] - floor)
@@ -93,6 +100,7 @@ def build(
     likelihood_options: dict | None = None,
     prior: str | None = None,
     prior_options: dict | None = None,
+    bounded: bool = False,
 ):
     """A VAE whose likelihood and prior are given by name.
 
@@ -102,6 +110,8 @@ def build(
         likelihood: one of LIKELIHOODS; likelihood_options: of its class, such as {"logvar": 0.0} for a Gaussian of
             fixed sigma (without it the decoder says logvar), {"n_mixtures": 10} (the default) for the mixture, or
             {"total": 16} for counts. Images of "discretized_..." are uint8.
+        bounded: the mean of a Gaussian or Laplace likelihood is a sigmoid's, as images lie in 0…1, where a black pixel
+            is easily said; False for data of another range.
         prior: None for N(0, I), or one of `priors.NAMES`; prior_options: of its class.
 
     Raises:
@@ -118,13 +128,14 @@ def build(
     else:
         names = [n for n in kind.row.parameters.split() if n not in module.fixed]
         decoded = decoder((channels * len(names), *rest))
-        positive = kind in _COUNTS
-        clipped = {"logvar", "log_scale"}.intersection(names)
-        if len(names) > 1 or positive or clipped:
-            decoded = nn.Sequential(decoded, Head(names, positive))
+        mean = "softplus" if kind in _COUNTS else "sigmoid" if bounded and kind in _LOCATIONS else None
+        if len(names) > 1 or mean is not None:
+            decoded = nn.Sequential(decoded, Head(names, mean))
     if prior is not None:
         more = {"data_shape": data_shape} if prior == "vamp" else {}
         prior = choose("prior", prior, priors.NAMES)(latent_shape, **more, **(prior_options or {}))
+    # oneDNN and cuDNN run small convolutions fastest so; weights decide it for all that flows through them
+    encoder, decoded = (m.to(memory_format=torch.channels_last) for m in (encoder, decoded))
     return vae(encoder, decoded, latent_shape, module, prior)
 
 
@@ -140,6 +151,13 @@ def sizes(data_shape: Sequence[int], at_most: int = 7) -> list[tuple[int, int]]:
     while max(result[-1]) > at_most:
         result.append(tuple([-(-s // 2) for s in result[-1]]))
     return result
+
+
+def last_up(channels: int, shape: Sequence[int]) -> list[nn.Module]:
+    """From half the image's size to what the decoder says [B, *shape]: a 4x4 transpose, cropped where a size is odd."""
+    odd = [size % 2 for size in shape[1:]]
+    layers = [glorot(nn.ConvTranspose2d(channels, shape[0], 4, 2, 1))]
+    return layers + ([nn.ZeroPad2d((0, -odd[1], 0, -odd[0]))] if any(odd) else [])
 
 
 class Upsample(nn.Module):

@@ -35,7 +35,7 @@ class Block(nn.Module):
 def blocks(count: int, channels: int, activation: str, depth: int, size: Sequence[int]) -> list[Block]:
     """`count` blocks at one resolution; where an image is 1 or 2 pixels wide, 3x3 would see zeros, and is 1x1."""
     kernel = 3 if min(size) > 2 else 1
-    return [Block(channels, max(channels // 2, 1), activation, depth, kernel) for _ in range(count)]
+    return [Block(channels, max(channels // 4, 1), activation, depth, kernel) for _ in range(count)]
 
 
 def residual_vae(
@@ -43,44 +43,50 @@ def residual_vae(
     latent: int = 16,
     width: int = 32,
     depth: int = 2,
+    hidden: int = 64,
     activation: str = "silu",
+    bounded: bool = True,
     **options,
 ) -> VAE:
-    """A VAE of residual blocks: strided convolutions down, nearest neighbours and convolutions up.
+    """A VAE of residual blocks: strided convolutions down, nearest neighbours and 1x1 convolutions up, the
+    last time a transposed convolution.
 
     Args:
-        data_shape: (channels, height, width).
+        data_shape: (channels, height, width), height or width above 7.
         latent: the size of z.
         width: channels at half the image's size; they double with every halving, up to 4 times it.
         depth: blocks at each resolution, in encoder and decoder; none at the image's own, where a block costs most.
+        hidden: units of the dense layer on either side of z.
         activation: by name, one of `parts.ACTIVATIONS`.
-        options: likelihood, prior and theirs, as for `parts.build`.
+        bounded, options: likelihood, prior and theirs, as for `parts.build`.
     """
     sizes = parts.sizes(data_shape)
+    if len(sizes) == 1:
+        raise ValueError(f"data_shape must be larger than 7 in height or width, got {tuple(data_shape)}")
     stages = [(width * min(2**i, 4), size) for i, size in enumerate(sizes[1:])]
     total = depth * len(stages)
-    channels, size = stages[-1] if stages else (width, sizes[0])
-    flat = channels * math.prod(size)
+    flat = stages[-1][0] * math.prod(stages[-1][1])
 
     layers, before = [], data_shape[0]
-    if not stages:
-        stages, total = [(width, sizes[0])], depth
-    for (after, size), larger in zip(stages, sizes, strict=False):
-        if size == larger:
-            layers.append(he(nn.Conv2d(before, after, 3, 1, 1)))
-        else:
-            layers.append(he(nn.Conv2d(before, after, 3, 2, 1)))
-        layers += blocks(depth, after, activation, total, size)
-        before = after
-    encoder = nn.Sequential(*layers, parts.activation(activation), nn.Flatten(), glorot(nn.Linear(flat, 2 * latent)))
+    for channels, size in stages:
+        layers += [he(nn.Conv2d(before, channels, 3, 2, 1)), *blocks(depth, channels, activation, total, size)]
+        before = channels
+    encoder = nn.Sequential(
+        *layers,
+        parts.activation(activation),
+        nn.Flatten(),
+        he(nn.Linear(flat, hidden)),
+        parts.activation(activation),
+        glorot(nn.Linear(hidden, 2 * latent)),
+    )
 
     def decoder(shape):
-        layers = [he(nn.Linear(latent, flat)), nn.Unflatten(1, (stages[-1][0], *stages[-1][1]))]
+        layers = [he(nn.Linear(latent, hidden)), parts.activation(activation)]
+        layers += [he(nn.Linear(hidden, flat)), nn.Unflatten(1, (stages[-1][0], *stages[-1][1]))]
         for i, (channels, size) in reversed([*enumerate(stages)]):
             layers += blocks(depth, channels, activation, total, size)
             if i:
                 layers += [he(nn.Conv2d(channels, stages[i - 1][0], 1)), parts.Upsample(stages[i - 1][1])]
-        last = nn.Conv2d(stages[0][0], shape[0], 3, padding=1)
-        return nn.Sequential(*layers, parts.activation(activation), parts.Upsample(sizes[0]), glorot(last))
+        return nn.Sequential(*layers, parts.activation(activation), *parts.last_up(width, shape))
 
-    return parts.build(VAE, encoder, decoder, data_shape, (latent,), **options)
+    return parts.build(VAE, encoder, decoder, data_shape, (latent,), bounded=bounded, **options)
