@@ -85,9 +85,14 @@ class Run:
 
     def held_out(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """At most `count` held-out samples spread over the whole set, and their labels if there are any."""
-        step = max(1, len(self.data.test) // count)
         labels = self.data.test_labels
-        return self.data.test[::step][:count], None if labels is None else labels[::step][:count]
+        return self.rows(self.data.test, count), None if labels is None else self.rows(labels, count)
+
+    @staticmethod
+    def rows(data, count: int) -> torch.Tensor:
+        """At most `count` rows of data, which need not fit in memory, spread over all of it."""
+        count = min(count, len(data))
+        return data[torch.arange(count) * len(data) // count]
 
     def store_evaluation(self, evaluation: dict) -> Path:
         """Write evaluation.json, and return where."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 
 import torch
 
-from vaefast import metrics, sampling
+from vaefast import metrics
 from vaefast.commands import inputs
-from vaefast.report.measures import arrow, compared, measures, table, training_measures
+from vaefast.report.measures import compared, measures, missing, number, table, training_measures
 from vaefast.runs import Run
 from vaefast.training import checkpoint, pictures
 
 _NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
-_SAMPLERS = ("normal", "gmm", "two_stage", "flow")
 _SHOWN, _COLUMNS = 50, 10  # images of each kind in the sheet of a run
 _OWN_PLACE = ("output",)  # settings whose difference between runs says nothing
 
@@ -30,18 +30,27 @@ def add(subparsers) -> None:
     evaluate.add_argument(
         "--samples",
         type=inputs.at_least(2),
-        default=1000,
+        default=2500,
         metavar="N",
-        help="how many images to draw and measure; more are slower and steadier (%(default)s)",
+        help="how many images to draw and measure; more are slower and steadier, and the distances depend on their "
+        "number (%(default)s)",
     )
     evaluate.add_argument(
-        "--sampler",
-        choices=_SAMPLERS,
-        default="normal",
+        "--extractor",
+        choices=metrics.features.NAMES,
+        default="lite0",
         metavar="NAME",
-        help=f"where latents come from: {', '.join(_SAMPLERS)}; all but normal are fitted to the training images first "
-        "(%(default)s)",
+        help=f"the network in whose features images are compared: {', '.join(metrics.features.NAMES)} (%(default)s)",
     )
+    evaluate.add_argument(
+        "--importance-samples",
+        type=inputs.at_least(0),
+        default=100,
+        metavar="N",
+        help="latents per image for the likelihood; more take longer and give a tighter bound, papers use 5000; 0 "
+        "leaves it out (%(default)s)",
+    )
+    inputs.add_sampler(evaluate)
     evaluate.add_argument(
         "--seed", type=inputs.at_least(0), default=0, metavar="N", help="of the drawn images (%(default)s)"
     )
@@ -64,18 +73,25 @@ def add(subparsers) -> None:
     compare.set_defaults(command=_compare)
 
 
-def _evaluate(run: str, samples: int, sampler: str, seed: int) -> None:
+def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, sampler: str, seed: int) -> None:
     inputs.need("an evaluation", _NEEDS)
     opened = inputs.open_run(run)
-    data = opened.data
-    fitted = None if sampler == "normal" else sampling.create(sampler).fit(opened.model, data.train)
+    if not opened.pictorial:
+        raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
+    train, test = (opened.rows(data, len(data)) for data in (opened.data.train, opened.data.test))
+    options = {"samples": samples, "extractor": extractor, "importance_samples": importance_samples, "seed": seed}
+    options["progress"] = sys.stderr.isatty()
     try:
-        found = metrics.evaluate(opened.model, data.train, data.test, samples=samples, sampler=fitted, seed=seed)
+        fitted = inputs.fitted_sampler(opened, sampler, seed)
+        found = metrics.evaluate(opened.model, train, test, sampler=fitted, **options)
     except ModuleNotFoundError as error:
         raise inputs.CommandError(f'an evaluation needs {error.name}: pip install "vaefast[metrics]"') from None
-    path = opened.store_evaluation(found)
-    rows = [[m.name.replace("_", " "), m.text, m.direction] for m in measures(found).values()]
-    print(table([["measure", "value", "better"], *rows]))
+    path = opened.store_evaluation(found | {"sampler": sampler})
+    attained = (("" if m.attained is None else number(m.attained)) for m in measures(found).values())
+    rows = [[m.label, m.text, a, m.better] for m, a in zip(measures(found).values(), attained, strict=True)]
+    print(table([["measure", "value [95 %]", "training images", "better"], *rows]))
+    for label, reason in missing(found).items():
+        print(f"{label}: not measured, {reason}")
     print(f"\nkept as {path}; `vaefast report {run}` shows it")
 
 
@@ -100,13 +116,18 @@ def _text(runs: Sequence[Run]) -> str:
     names = [str(run.folder) for run in runs]
     settings = dict.fromkeys(name for run in runs for name in run.settings if name not in _OWN_PLACE)
     values = {name: [str(run.settings.get(name, "–")) for run in runs] for name in settings}
+    values |= {f"measured with {name}": [_measured_with(run, name) for run in runs] for name in ("sampler", "samples")}
     differ = [[name.replace("_", " "), *cells] for name, cells in values.items() if len(set(cells)) > 1]
     columns = [training_measures(run.metrics) | measures(run.evaluation) for run in runs]
-    rows = [
-        [arrow(name, direction), *[f"**{text}**" if best else text for text, best in cells]]
-        for name, (direction, cells) in compared(columns).items()
-    ]
-    return table([["", *names], *differ, *rows])
+    rows = compared(columns).items()
+    marked = [[label, *[f"**{text}**" if best else text for text, best in cells]] for label, cells in rows]
+    return table([["", *names], *differ, *marked])
+
+
+def _measured_with(run: Run, name: str) -> str:
+    """What the evaluation, or else the first of its measures that says, has under `name`."""
+    places = [run.evaluation, *[entry for entry in run.evaluation.values() if isinstance(entry, dict)]]
+    return next((str(place[name]) for place in places if name in place), "–")
 
 
 @torch.no_grad()

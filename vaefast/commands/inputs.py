@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 
+from vaefast import sampling
 from vaefast.runs import Run, RunError
 
+_PRIOR = "prior"
+_FITTED = 20_000  # samples of the data, at most, that a sampler is fitted to
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -130,3 +133,30 @@ def make_folder(path: str | os.PathLike) -> Path:
     except OSError as error:
         raise CommandError(f"cannot make the folder {path}: {error.strerror}") from None
     return Path(path)
+
+
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """The option --sampler."""
+    parser.add_argument(
+        "--sampler",
+        choices=(_PRIOR, *sampling.NAMES),
+        default=_PRIOR,
+        metavar="NAME",
+        help=f"where latents come from: {_PRIOR}, the model's own; or, fitted to the training data first, "
+        f"{', '.join(sampling.NAMES)} (%(default)s)",
+    )
+
+
+def fitted_sampler(run: Run, name: str, seed: int) -> sampling.Sampler | None:
+    """The sampler of --sampler, fitted to what the run was trained on; None for the model's own prior.
+
+    Raises:
+        CommandError: for one that is not meant for this model.
+    """
+    if name == _PRIOR:
+        return None
+    torch.manual_seed(seed)
+    try:
+        return sampling.create(name).fit(run.model, run.rows(run.data.train, _FITTED))
+    except TypeError as error:
+        raise CommandError(f"--sampler {name}: {error}") from None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from vaefast import sampling
 from vaefast.commands import inputs
 from vaefast.nn import unit
 from vaefast.runs import Run
@@ -16,7 +15,6 @@ from vaefast.training import checkpoint
 from vaefast.training import pictures as draw
 
 _NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
-_SAMPLERS = ("normal", "gmm", "two_stage", "flow")
 _SHEET = "FILE.png for one sheet, FILE.npy for the numbers, or a folder for a PNG each"
 
 
@@ -44,14 +42,7 @@ def add(subparsers) -> None:
         metavar="T",
         help="scale of the latent noise: below 1 nearer to the typical, above 1 more varied (%(default)s)",
     )
-    sample.add_argument(
-        "--sampler",
-        choices=_SAMPLERS,
-        default="normal",
-        metavar="NAME",
-        help=f"where latents come from: {', '.join(_SAMPLERS)}; all but normal are fitted to the training images "
-        "first (%(default)s)",
-    )
+    inputs.add_sampler(sample)
     sample.add_argument("--output", metavar="PATH", help=f"{_SHEET} (RUN/sampled.png)")
     sample.set_defaults(command=_sample)
 
@@ -92,7 +83,7 @@ def _images(parser, output: str) -> None:
 def _sample(run: str, count: int, seed: int, temperature: float, sampler: str, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
     opened = inputs.open_run(run)
-    fitted = None if sampler == "normal" else sampling.create(sampler).fit(opened.model, opened.data.train)
+    fitted = inputs.fitted_sampler(opened, sampler, seed)
     images = opened.model.sample(count, seed=seed, temperature=temperature, sampler=fitted)
     _write(images, output or opened.folder / "sampled.png", _columns(count))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import types
 import typing
 from pathlib import Path
@@ -74,7 +73,7 @@ def train(config: str | None, **given) -> None:
     try:
         run(settings)
     except NotFiniteError as error:
-        raise CommandError(f"{error}; nothing was saved. A smaller --lr may help.", 1) from None
+        raise CommandError(f"{error}. A smaller --lr may help.", 1) from None
 
 
 def read(path: Path, settings: type) -> dict:
@@ -94,10 +93,12 @@ def read(path: Path, settings: type) -> dict:
     except ValueError as error:
         raise CommandError(f"--config {path} is damaged: {error}") from None
     kinds = {field.name: kind for field, kind in fields(settings).items()}
+    metavars = {field.name: field.metadata.get("metavar") for field in fields(settings)}
     for name, value in values.items():
         if name not in kinds:
             raise CommandError(f"--config {path}: unknown option {name}{nearest(name, kinds)}")
-        values[name] = _checked(path, name, value, kinds[name])
+        is_options = metavars[name] == "OPTIONS" and isinstance(value, dict)
+        values[name] = _options(value) if is_options else _checked(path, name, value, kinds[name])
     return values
 
 
@@ -109,20 +110,15 @@ def _toml(content: str) -> dict:
     return tomllib.loads(content)
 
 
+def _options(table: dict) -> str:
+    """A TOML table as the text that the command line takes, "name=value name=value"."""
+    values = {k: v if isinstance(v, str) else json.dumps(v, separators=(",", ":")) for k, v in table.items()}
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
 def _checked(path: Path, name: str, value: object, kind: type):
     if kind is float and type(value) is int:
         return float(value)
     if value is None or kind not in _KINDS or type(value) is kind:
         return value
     raise CommandError(f"--config {path}: {name} must be {_KINDS[kind]}, got {value!r}")
-
-
-def toml(settings: dict) -> str:
-    """The settings as a TOML file that `vaefast train --config` takes; what is None (off) is left out."""
-    lines = []
-    for name, value in settings.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            lines.append(f"{name} = {value}")  # TOML's own inf and nan
-        elif value is not None:
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import torch
 
 from vaefast import __version__
 from vaefast.report import latent, svg
-from vaefast.report.measures import Measure, arrow, compared, measures, number, training_measures
+from vaefast.report.measures import compared, measures, missing, number, training_measures
 from vaefast.report.style import STYLE
 from vaefast.runs import Run
 from vaefast.training import pictures
@@ -86,10 +86,10 @@ def _comparison(runs: Sequence[Run]) -> str:
     columns = [training_measures(run.metrics) | measures(run.evaluation) for run in runs]
     head = "".join(f"<th>{escape(cell)}</th>" for cell in ("", *[run.name for run in runs]))
     rows = [
-        f"<tr><td>{escape(arrow(name, direction))}</td>"
+        f"<tr><td>{escape(label)}</td>"
         + "".join(f"<td>{f'<b>{escape(text)}</b>' if best else escape(text)}</td>" for text, best in cells)
         + "</tr>"
-        for name, (direction, cells) in compared(columns).items()
+        for label, cells in compared(columns).items()
     ]
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody></table>"
     what = "In bold: better than all others by more than the intervals." if any("<b>" in row for row in rows) else ""
@@ -182,11 +182,15 @@ def _measures(run: Run) -> str:
     if not found:
         hint = f"<p>Not measured yet: <code>vaefast evaluate {escape(str(run.folder))}</code> adds them here.</p>"
         return f"<h2>Measures</h2>\n{hint}"
-    return f"<h2>Measures</h2>\n{_table(('measure', 'value', 'better'), map(_row, found.values()))}"
-
-
-def _row(measure: Measure) -> tuple[str, str, str]:
-    return measure.name.replace("_", " "), measure.text, measure.direction
+    rows = [(m.label, m.text, "" if m.attained is None else number(m.attained), m.better) for m in found.values()]
+    table = _table(("measure", "value [95 % interval]", "training images", "better"), rows)
+    not_measured = "; ".join(f"{label}: {reason}" for label, reason in missing(run.evaluation).items())
+    notes = [
+        f"Samples drawn with the sampler {run.evaluation.get('sampler', 'prior')}. Training images: what as many of "
+        "them get in place of the samples, the best that can be expected.",
+        *([f"Not measured: {not_measured}."] if not_measured else []),
+    ]
+    return f"<h2>Measures</h2>\n{table}{''.join(f'<p class=soft>{escape(note)}</p>' for note in notes)}"
 
 
 def _configuration(run: Run) -> str:
