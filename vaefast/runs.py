@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from vaefast.data import Split, digits
-from vaefast.training import checkpoint, load
+from vaefast.data import Split
+from vaefast.training import Settings, SettingsError, build, checkpoint, load
 from vaefast.training.job import CHECKPOINT
 
 EVALUATION = "evaluation.json"
@@ -34,7 +34,7 @@ class Run:
         data: the Split that it was trained on, loaded when first asked for.
 
     Raises:
-        RunError: names the folder and what is wrong with it.
+        RunError: names the folder and what is wrong with it; for `data`, when it is asked for and not there.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -64,7 +64,10 @@ class Run:
 
     @functools.cached_property
     def data(self) -> Split:
-        return digits()
+        try:
+            return build.load_data(Settings(**self.settings))
+        except (SettingsError, TypeError) as error:
+            raise RunError(f"the data of the run in {self.folder} cannot be loaded: {error}") from None
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -84,9 +87,12 @@ class Run:
         return self.metrics.get("history", [])
 
     def held_out(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """At most `count` held-out samples spread over the whole set, and their labels if there are any."""
+        """At most `count` held-out samples spread over the whole set, and their labels [N] if there are any; of several
+        labels a sample the first."""
         labels = self.data.test_labels
-        return self.rows(self.data.test, count), None if labels is None else self.rows(labels, count)
+        if labels is not None:
+            labels = self.rows(labels.flatten(1)[:, 0] if labels.ndim > 1 else labels, count)
+        return self.rows(self.data.test, count), labels
 
     @staticmethod
     def rows(data, count: int) -> torch.Tensor:

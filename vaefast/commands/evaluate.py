@@ -75,7 +75,7 @@ def add(subparsers) -> None:
 
 def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, sampler: str, seed: int) -> None:
     inputs.need("an evaluation", _NEEDS)
-    opened = inputs.open_run(run)
+    opened = Run(run)
     if not opened.pictorial:
         raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
     train, test = (opened.rows(data, len(data)) for data in (opened.data.train, opened.data.test))
@@ -99,7 +99,7 @@ def _compare(runs: list[str], output: str) -> None:
     inputs.need("a comparison", _NEEDS)
     if len(runs) < 2:
         raise inputs.CommandError(f"compare takes two or more runs, got {len(runs)}")
-    opened = [inputs.open_run(run) for run in runs]
+    opened = [Run(run) for run in runs]
     text = _text(opened)
     folder = inputs.make_folder(output)
     checkpoint.write(folder / "compare.md", f"{text}\n\n![samples and reconstructions](compare.png)\n".encode())

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from vaefast import sampling
-from vaefast.runs import Run, RunError
+from vaefast.runs import Run
 
 _PRIOR = "prior"
 _FITTED = 20_000  # samples of the data, at most, that a sampler is fitted to
@@ -42,18 +42,6 @@ def need(what: str, modules: dict[str, str]) -> None:
     missing = [package for name, package in modules.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(f'{what} needs {", ".join(missing)}: pip install "vaefast[train]"')
-
-
-def open_run(folder: str) -> Run:
-    """The run that lies in `folder`.
-
-    Raises:
-        CommandError: where it holds none, or a damaged one.
-    """
-    try:
-        return Run(folder)
-    except RunError as error:
-        raise CommandError(str(error)) from None
 
 
 def at_least(low: int):

@@ -82,7 +82,7 @@ def _images(parser, output: str) -> None:
 @torch.no_grad()
 def _sample(run: str, count: int, seed: int, temperature: float, sampler: str, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
-    opened = inputs.open_run(run)
+    opened = Run(run)
     fitted = inputs.fitted_sampler(opened, sampler, seed)
     images = opened.model.sample(count, seed=seed, temperature=temperature, sampler=fitted)
     _write(images, output or opened.folder / "sampled.png", _columns(count))
@@ -91,7 +91,7 @@ def _sample(run: str, count: int, seed: int, temperature: float, sampler: str, o
 @torch.no_grad()
 def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
-    opened = inputs.open_run(run)
+    opened = Run(run)
     originals = _given(opened, images, resize, 50)
     reconstructed = opened.model.reconstruct(originals)
     path = Path(output or opened.folder / "reconstructed.png")
@@ -104,7 +104,7 @@ def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) 
 @torch.no_grad()
 def _interpolate(run: str, images: list[str], resize: bool, steps: int, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
-    opened = inputs.open_run(run)
+    opened = Run(run)
     ends = _given(opened, images, resize, 20)
     if len(ends) % 2:
         raise inputs.CommandError(f"interpolate takes images in pairs, got {len(ends)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vaefast.commands import inputs
 from vaefast.report import page
+from vaefast.runs import Run
 from vaefast.training import checkpoint
 
 
@@ -24,7 +25,7 @@ def add(subparsers) -> None:
 
 def report(runs: list[str], output: str | None) -> None:
     inputs.need("a report", {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"})
-    opened = [inputs.open_run(run) for run in runs]
+    opened = [Run(run) for run in runs]
     path = Path(output or opened[0].folder / "report.html")
     inputs.make_folder(path.parent)
     checkpoint.write(path, page(opened).encode())

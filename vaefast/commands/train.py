@@ -9,7 +9,9 @@ import types
 import typing
 from pathlib import Path
 
+from vaefast import models, objectives
 from vaefast.commands.inputs import CommandError, nearest, need
+from vaefast.models import parts, priors
 from vaefast.training import NotFiniteError, Settings, run
 
 _NEEDS = {
@@ -19,6 +21,35 @@ _NEEDS = {
     "safetensors": "safetensors",
     "tqdm": "tqdm",
 }
+_DESCRIPTION = """\
+Train a variational autoencoder. Without options: on 5,000 real handwritten digits
+that come with the package. It leaves in a folder the weights, loss curves, images
+that the model made up, and its numbers. Ctrl-C stops early and keeps the weights."""
+_EPILOG = """\
+An option that is given wins over the --config file, which wins over the recipe, which
+wins over the defaults (in brackets).
+
+examples:
+  vaefast train
+  vaefast train --recipe best
+  vaefast train --data photos --data-options "size=64" --model conv --latent 64 --output runs/photos
+  vaefast train --output runs/photos --resume
+"""
+_GROUPS = {
+    "what to learn from, and where it goes": ("output", "recipe", "data", "data_options"),
+    "the model and its loss": (
+        *("model", "model_options", "latent", "likelihood", "prior"),
+        *("objective", "objective_options", "anneal"),
+    ),
+    "the machine": ("seed", "device", "backend", "threads", "amp", "compile", "cuda_graph"),
+}
+# what the help of an option cannot know where Settings is written
+_NAMES = {
+    "model": models.NAMES,
+    "objective": objectives.NAMES,
+    "likelihood": parts.LIKELIHOODS,
+    "prior": priors.NAMES,
+}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -26,10 +57,9 @@ def add(subparsers) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a model, by default on handwritten digits",
-        description="Train a variational autoencoder. Without options: on 5,000 real handwritten digits that come with "
-        "the package. It leaves in a folder the weights, loss curves, images that the model made up, and its numbers. "
-        "Ctrl-C stops early and keeps the weights.",
-        epilog="An option that is given wins over the --config file, which wins over the defaults (in brackets).",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--config",
@@ -37,8 +67,11 @@ def add(subparsers) -> None:
         help="read options from a TOML file, a line each, such as: batch_size = 128; or from an earlier run's "
         "config.json, which repeats it",
     )
+    groups = {}
+    for title, names in _GROUPS.items():
+        groups |= dict.fromkeys(names, parser.add_argument_group(title))
     for field, kind in fields(Settings).items():
-        _add_option(parser, field, kind)
+        _add_option(groups.get(field.name, parser), field, kind)
     parser.set_defaults(command=train)
 
 
@@ -54,16 +87,20 @@ def _plain(hint) -> type:
     return hint
 
 
-def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: type) -> None:
+def _add_option(parser, field: dataclasses.Field, kind: type) -> None:
     option = f"--{field.name.replace('_', '-')}"
     named = {True: "yes", False: "no"} if kind is bool else {None: "off"}
     default = named.get(field.default, field.default)
-    text = f"{field.metadata.get('help', '')} ({default})".strip().replace("%", "%%")
-    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    text = field.metadata["help"]
+    if field.name in _NAMES:
+        text += f"; one of {', '.join(_NAMES[field.name])}"
+    if default != "":
+        text += f" ({default})"
+    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if kind is bool:
         parser.add_argument(option, action=argparse.BooleanOptionalAction, **common)
     else:
-        parser.add_argument(option, type=kind, metavar=field.metadata.get("metavar"), **common)
+        parser.add_argument(option, type=kind, metavar=field.metadata["metavar"], **common)
 
 
 def train(config: str | None, **given) -> None:
@@ -74,6 +111,8 @@ def train(config: str | None, **given) -> None:
         run(settings)
     except NotFiniteError as error:
         raise CommandError(f"{error}. A smaller --lr may help.", 1) from None
+    except OSError as error:
+        raise CommandError(f"{error.strerror or error}: {error.filename or settings.output}", 1) from None
 
 
 def read(path: Path, settings: type) -> dict:
@@ -93,7 +132,7 @@ def read(path: Path, settings: type) -> dict:
     except ValueError as error:
         raise CommandError(f"--config {path} is damaged: {error}") from None
     kinds = {field.name: kind for field, kind in fields(settings).items()}
-    metavars = {field.name: field.metadata.get("metavar") for field in fields(settings)}
+    metavars = {field.name: field.metadata["metavar"] for field in fields(settings)}
     for name, value in values.items():
         if name not in kinds:
             raise CommandError(f"--config {path}: unknown option {name}{nearest(name, kinds)}")

@@ -20,13 +20,13 @@ class Measure(NamedTuple):
     @property
     def text(self) -> str:
         """The value, and its interval in brackets."""
-        interval = f" [{number(self.low)}, {number(self.high)}]" if self._has_interval else ""
+        interval = f" [{number(self.low)},\N{NO-BREAK SPACE}{number(self.high)}]" if self._has_interval else ""
         return number(self.value) + interval
 
     @property
     def better(self) -> str:
         """The direction in words."""
-        return {"real": "as real images"}.get(self.direction, self.direction)
+        return {"real": "as real"}.get(self.direction, self.direction)
 
     @property
     def _has_interval(self) -> bool:

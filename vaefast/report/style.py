@@ -47,7 +47,7 @@ SERIES
   max-width: 40rem; margin: 0; }
 .walk img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
 .walk span { color: var(--soft); font-size: .85rem; font-variant-numeric: tabular-nums; }
-table { border-collapse: collapse; width: 100%; max-width: 44rem; font-size: .92rem; }
+table { border-collapse: collapse; width: 100%; max-width: 54rem; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
 td { font-variant-numeric: tabular-nums; }
@@ -55,7 +55,7 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19
 dl div { display: flex; gap: .8rem; padding: .3rem 0; border-bottom: 1px solid var(--line); font-size: .92rem; }
 dt { flex: 0 0 8.5rem; color: var(--soft); }
 dd { margin: 0; min-width: 0; }
-td:first-child { overflow-wrap: normal; white-space: nowrap; }
+td, th { overflow-wrap: normal; }
 .wide { overflow-x: auto; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem; white-space: pre-wrap; font-size: .85rem; }
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
