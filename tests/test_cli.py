@@ -55,20 +55,23 @@ def test_train(tmp_path):
     for picture in folder.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
     config = json.loads((folder / "config.json").read_text())
-    assert config["settings"].items() >= {
-        "output": str(folder),
-        "epochs": 2,
-        "batch_size": 500,
-        "latent": 3,
-        "lr": 1e-3,
-        "seed": 0,
-        "device": "auto",
-        "backend": "auto",
-        "threads": 1,
-        "data": "digits",
-        "ema": None,
-        "resume": False,
-    }.items()
+    assert (
+        config["settings"].items()
+        >= {
+            "output": str(folder),
+            "epochs": 2,
+            "batch_size": 500,
+            "latent": 3,
+            "lr": 1e-3,
+            "seed": 0,
+            "device": "auto",
+            "backend": "auto",
+            "threads": 1,
+            "data": "digits",
+            "ema": None,
+            "resume": False,
+        }.items()
+    )
     assert load(folder).latent_shape == (3,)
 
     again = execute([*VAEFAST, "train", "--output", str(folder), *SMALL, "--backend", "reference"])
