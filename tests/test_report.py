@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 import types
 
 import chromium
@@ -86,8 +87,8 @@ def test_the_page_says_what_the_run_left(document, folder):
     assert config["versions"]["torch"] in shown
     for name in config["settings"]:
         assert name.replace("_", " ") in shown
-    assert "188 [180, 195]" in shown
-    assert "0.352 [0.331, 0.371]" in shown
+    assert "188 [180,\N{NO-BREAK SPACE}195]" in shown
+    assert "0.352 [0.331,\N{NO-BREAK SPACE}0.371]" in shown
     assert document.count("<polyline") == 2 * len(metrics["history"][0]["train"])
     assert document.count("<circle") == 500  # all that is held out
 
@@ -122,8 +123,7 @@ def test_a_run_without_evaluation_says_how_to_make_one(folder):
     ],
 )
 def test_a_damaged_run_is_named(name, content, message, folder, tmp_path):
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).write_text(content)
     with pytest.raises(RunError, match=message):
         Run(tmp_path)
@@ -220,7 +220,7 @@ def test_the_kl_of_each_dimension():
 @pytest.mark.parametrize(
     ("value", "text"),
     [(1234.5, "1,234"), (99.96, "100"), (12.34, "12.3"), (1.0, "1.00"), (0.5, "0.500"), (0.01234, "0.0123"),
-     (-126.1, "-126"), (0.0, "0"), (1e-5, "1e-05"), (7, "7"), (math.nan, "nan")],
+     (-126.1, "-126"), (0.0, "0"), (1e-5, "1.00e-05"), (4e-19, "0"), (7, "7"), (math.nan, "nan")],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
     assert number(value) == text
@@ -239,18 +239,33 @@ def test_only_entries_with_a_value_are_measures():
         ("lower", (0, 1), (2, 3), True),
         ("", (0, 1), (2, 3), False),
         ("lower", (None, None), (2, 3), False),
+        ("real", (4, 7), (0, 1), True),  # what is best is 5
+        ("real", (8, 9), (0, 0.9), True),
+        ("real", (8, 9), (0, 2.5), False),
     ],
 )
 def test_better_means_by_more_than_the_intervals(direction, mine, other, better):
-    assert Measure("m", 0, *mine, direction).beats(Measure("m", 0, *other, direction)) is better
+    assert Measure("m", 0, *mine, direction, 5.0).beats(Measure("m", 0, *other, direction, 5.0)) is better
+
+
+def test_as_real_needs_to_know_what_is_real():
+    assert not Measure("m", 0, 5, 6, "real").beats(Measure("m", 0, 0, 1, "real"))
+
+
+def test_two_extractors_are_two_rows():
+    lite, inception = ({"fd": Measure(f"FD-{name}", 1.0, direction="lower")} for name in ("lite0", "inception"))
+    assert compared([lite, inception]) == {
+        "FD-lite0 ↓": [("1.00", False), ("–", False)],
+        "FD-inception ↓": [("–", False), ("1.00", False)],
+    }
 
 
 def test_runs_are_compared_measure_by_measure():
     a = {"fd": Measure("fd", 1.0, 0.9, 1.1, "lower")}
     b = {"fd": Measure("fd", 2.0, 1.9, 2.1, "lower"), "nll": Measure("nll", 80.0, None, None, "lower")}
     assert compared([a, b]) == {
-        "fd": ("lower", [("1.00 [0.900, 1.10]", True), ("2.00 [1.90, 2.10]", False)]),
-        "nll": ("lower", [("–", False), ("80.0", False)]),
+        "fd ↓": [("1.00 [0.900,\N{NO-BREAK SPACE}1.10]", True), ("2.00 [1.90,\N{NO-BREAK SPACE}2.10]", False)],
+        "nll ↓": [("–", False), ("80.0", False)],
     }
 
 

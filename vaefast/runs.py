@@ -71,7 +71,9 @@ class Run:
 
     @property
     def data_shape(self) -> tuple[int, ...]:
-        return tuple(self.data.train.shape[1:])
+        """Of one sample."""
+        config = self.model.config or {}
+        return tuple(config["data_shape"] if "data_shape" in config else self.data.train.shape[1:])
 
     @property
     def pictorial(self) -> bool:

@@ -15,7 +15,7 @@ from vaefast.runs import Run
 from vaefast.training import checkpoint, pictures
 
 _NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
-_SHOWN, _COLUMNS = 50, 10  # images of each kind in the sheet of a run
+_SHOWN, _COLUMNS = 60, 10  # images of each kind in the sheet of a run
 _OWN_PLACE = ("output",)  # settings whose difference between runs says nothing
 
 

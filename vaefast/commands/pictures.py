@@ -96,7 +96,7 @@ def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) 
     reconstructed = opened.model.reconstruct(originals)
     path = Path(output or opened.folder / "reconstructed.png")
     if path.suffix == ".png":
-        _say(path, draw.reconstructions(originals, reconstructed, _columns(len(originals))))
+        _say(path, draw.reconstructions(originals, reconstructed, min(10, len(originals))))
     else:
         _write(reconstructed, path, 1)
 

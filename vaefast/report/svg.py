@@ -80,7 +80,8 @@ def lines(series: dict[str, Sequence[float]], x_title: str, y_title: str, label:
 
 
 def scatter(points: torch.Tensor, labels: torch.Tensor | None, x_title: str, y_title: str, label: str) -> str:
-    """Points [N, 2], coloured by class where `labels` [N] are given; each class, of 20 at most, is named at its middle."""
+    """Points [N, 2], coloured by class where `labels` [N] are given; each of at most 20 classes is named at its
+    middle."""
     (x_low, y_low), (x_high, y_high) = points.amin(0).tolist(), points.amax(0).tolist()
     x_margin, y_margin = 0.04 * (x_high - x_low), 0.04 * (y_high - y_low)
     x = _Axis(x_low - x_margin, x_high + x_margin, _LEFT, _WIDTH - _RIGHT)
