@@ -51,6 +51,7 @@ struct Pairs {
   const void *grad_value, *grad_values;        // backward: null where the density has none
   void *grad_points, *grad_centres, *grad_logvar, *grad_log_weights;
   double every, own, next;  // added to the weight of every pair, of (i, i) beyond that, of (i, i + 1 mod cols)
+  int64_t first;            // the rows' own cols begin here: i is first + row
   const double* scales;     // the density's own numbers
   int scale_count;
   bool wide;      // compute in float64 instead of float32

@@ -225,7 +225,7 @@ def test_opcheck(case, backend):
         constants, saved = ([1.0, 2.0], True), ()
         last = ([True, False],)
     else:
-        constants = (-1.0, 0.5, -0.25) if "total" in forward.name else ()
+        constants = (-1.0, 0.5, -0.25, 0) if "total" in forward.name else ()
         saved, last = tuple_of(forward(*tensors, *constants)), ()
     torch.library.opcheck(forward.call, (*tensors, *constants))
     grads = cotangents(tuple_of(forward(*tensors, *constants)))

@@ -164,8 +164,10 @@ class PairsRunner {
     }
   }
 
-  // What the pairs (row, row) and (row, row + 1 mod cols) have beyond the others; false where col … has neither.
+  // What the pairs (i, i) and (i, i + 1 mod cols) of i = first + row have beyond the others; false where col … has
+  // neither.
   bool special(int64_t row, int64_t col, V* extra, int count) const {
+    row += p_.first;
     int64_t next = row + 1 == cols_ ? 0 : row + 1, size = int64_t{count} * kLanes;
     bool own_is_here = row >= col && row < col + size, next_is_here = next >= col && next < col + size;
     if (!own_is_here && !next_is_here) return false;
