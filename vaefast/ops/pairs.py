@@ -230,9 +230,7 @@ class TotalCorrelation(NamedTuple):
     dimension_kl: torch.Tensor
 
 
-def total_correlation(
-    z, mu, logvar, dataset_size: int, *, estimator: str = "weighted", group=None
-) -> TotalCorrelation:
+def total_correlation(z, mu, logvar, dataset_size: int, *, estimator: str = "weighted", group=None) -> TotalCorrelation:
     """The β-TCVAE's parts of the KL divergence to N(0, 1) (Chen et al. 2018, equation 2), per sample, in nats:
 
         mutual_information = log q(z_i | x_i) - log q(z_i)

@@ -1,9 +1,9 @@
 """What other processes hold, in a computation that is differentiated across them.
 
-One rule: what flows back to a rank is the gradient of the sum of all ranks' losses. DistributedDataParallel averages the
-ranks' gradients, so that of the mean of their losses comes out: the loss of one process with the whole batch, where the
-ranks' batches are equal in size. (Where they differ, a loss that is a mean over a rank's own b of B rows in R processes
-must be weighed by R b / B, as always under DistributedDataParallel.)
+One rule: what flows back to a rank is the gradient of the sum of all ranks' losses. DistributedDataParallel averages
+the ranks' gradients, and so makes it that of the mean of their losses: the loss of one process with the whole batch,
+where the ranks' batches are equal in size. Where they differ, a mean over a rank's own b of B rows in R processes must
+be weighed by R b / B, as always under DistributedDataParallel; a value of the whole batch, as of `mmd`, need not.
 """
 
 from __future__ import annotations
