@@ -25,7 +25,7 @@ class _MMD:
 
 
 class InfoVAE(_MMD):
-    """reconstruction + (1 - alpha) KL + (alpha + lambda - 1) MMD(q(z), p(z)) (Zhao et al. 2019, equation 6, with the
+    """reconstruction + (1 - alpha) KL + (alpha + lambda - 1) MMD(q(z), p(z)) (Zhao et al. 2019, with the
     mutual information's weight alpha); alpha = 0 is the MMD-VAE beside a whole ELBO, alpha = 1 leaves the MMD alone.
 
     Args:
