@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 
 from vaefast.ops import _checks, ranks
 from vaefast.ops._define import define, differentiable, empty_like, transformed
@@ -21,7 +22,8 @@ from vaefast.reference.gaussian import compute_dtype
 
 # The walk is called with (points, centres, logvar, log_weights, value, values, the gradients of those two, the
 # gradients of the first four), None for what a density does not have; then with what is added to the weights of pairs,
-# and with the density's own numbers. `first`: the col that is the rows' first one's own.
+# with the density's own numbers, with whether centres are the points (then the first gradient is that of both), and with
+# the col that is the rows' first one's own.
 _NONE = (None,) * 4
 
 
@@ -57,34 +59,27 @@ def _fused_total_correlation_backward(walk, *args):
     return result
 
 
-def _fused_mmd(kernel, walk, x, y, scales, unbiased):
-    x, y = _contiguous(x, y)
-    total = 0
-    for a, b, weight, own in reference.mmd_means(x, y, unbiased):
-        sums = a.new_empty(a.shape[:1])
-        tensors = a, b, None, None, sums, None, None, None, *_NONE
-        walk(f"{kernel}_mmd_forward", tensors, weight, own * weight, 0, tuple(scales))
-        total = total + sums.sum(dtype=torch.float64)  # the means cancel
-    return total.to(x.dtype)
-
-
-def _fused_mmd_backward(kernel, walk, grad, x, y, scales, unbiased, wanted):
+def _fused_mmd(kernel, walk, x, y, scales, unbiased, wanted):
     x, y = _contiguous(x, y)
     grads = [empty_like(t) if want else None for t, want in zip((x, y), wanted, strict=True)]
 
-    def pull(a, b, weight, own, grad_a, grad_b):
-        rows = grad.expand(len(a)).contiguous()
-        tensors = a, b, None, None, None, None, rows, None, grad_a, grad_b, None, None
-        walk(f"{kernel}_mmd_backward", tensors, weight, own * weight, 0, tuple(scales))
+    def mean(a, b, weight, own, grad_a, grad_b):
+        sums, ones = a.new_empty(a.shape[:1]), None
+        if grad_a is not None or grad_b is not None:
+            ones = torch.ones_like(sums)
+        tensors = a, b, None, None, sums, None, ones, None, grad_a, grad_b, None, None
+        density = f"{kernel}_mmd_{'forward' if ones is None else 'backward'}"
+        walk(density, tensors, weight, own * weight, 0, tuple(scales), a is b)
+        return sums.sum(dtype=torch.float64)  # the means cancel
 
-    xx, yy, (*_, weight, own) = reference.mmd_means(x, y, unbiased)
-    pull(x, y, weight, own, *grads)
-    for mean, result in zip((xx, yy), grads, strict=True):
-        if result is not None:
-            one_side = empty_like(result)  # the other side's is the same
-            pull(*mean, one_side, None)
-            result.add_(one_side, alpha=2)
-    return tuple([x.new_empty(0) if g is None else g for g in grads])
+    *same, between = reference.mmd_means(x, y, unbiased)
+    value = mean(*between, *grads)
+    for arguments, grad in zip(same, grads, strict=True):
+        part = None if grad is None else empty_like(grad)
+        value = value + mean(*arguments, part, None)
+        if grad is not None:
+            grad.add_(part)
+    return value.to(x.dtype), *[x.new_empty(0) if g is None else g for g in grads]
 
 
 _INPUTS = "Tensor z, Tensor mu, Tensor logvar"
@@ -123,35 +118,34 @@ AggregatePosterior = differentiable(
 
 
 def _define_mmd(kernel: str) -> type[torch.autograd.Function]:
-    """`<kernel>_mmd_forward` and `_backward`, and their Function."""
-    forward = define(
-        f"{kernel}_mmd_forward(Tensor x, Tensor y, float[] scales, bool unbiased) -> Tensor",
+    """`<kernel>_mmd`, the value with its gradients (tensors of no elements where not wanted), and its Function."""
+    op = define(
+        f"{kernel}_mmd(Tensor x, Tensor y, float[] scales, bool unbiased, bool[] wanted) -> (Tensor, Tensor, Tensor)",
         walk="pairs",
-        reference=functools.partial(reference.mmd, kernel),
+        density=f"{kernel}_mmd_backward",
+        reference=functools.partial(reference.mmd_with_gradient, kernel),
         fused=functools.partial(_fused_mmd, kernel),
-    )
-    backward = define(  # where not wanted, a tensor of no elements
-        f"{kernel}_mmd_backward(Tensor grad, Tensor x, Tensor y, float[] scales, bool unbiased, bool[] wanted)"
-        " -> (Tensor, Tensor)",
-        walk="pairs",
-        reference=functools.partial(reference.mmd_backward, kernel),
-        fused=functools.partial(_fused_mmd_backward, kernel),
     )
 
     class MMD(torch.autograd.Function):
-        """Not `differentiable(...)`: of a sample of the prior no gradient is wanted, and so none is made."""
+        """Not `differentiable(...)`: the value is a number, so its gradient is made beside it, up to a factor."""
 
         @staticmethod
-        def forward(ctx, x, y, scales, unbiased):
-            ctx.save_for_backward(x, y)
+        def forward(ctx, x, y, scales, unbiased, wanted):
+            value, *grads = op(x, y, scales, unbiased, wanted)
+            ctx.save_for_backward(x, y, *grads)
             ctx.constants = scales, unbiased
-            return forward(x, y, scales, unbiased)
+            return value
 
         @staticmethod
         def backward(ctx, grad):
-            wanted = list(ctx.needs_input_grad[:2])
-            grads = backward.for_grads(grad)(grad, *ctx.saved_tensors, *ctx.constants, wanted)
-            return *[g if want else None for g, want in zip(grads, wanted, strict=True)], None, None
+            x, y, *grads = ctx.saved_tensors
+            wanted = ctx.needs_input_grad[:2]
+            if torch.is_grad_enabled() and not is_compiling():  # create_graph=True: plain PyTorch is differentiated on
+                grads = reference.mmd_backward(kernel, grad, x, y, *ctx.constants, wanted)
+            else:
+                grads = [grad * g for g in grads]
+            return *[g if want else None for g, want in zip(grads, wanted, strict=True)], None, None, None
 
     return MMD
 
@@ -336,4 +330,5 @@ def mmd(
     scales = tuple([2 * x.shape[1] * s for s in scales])
     if transformed():
         return reference.mmd(kernel, x, y, scales, unbiased)
-    return _MMD[kernel].apply(x, y, scales, unbiased)
+    wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, y)]
+    return _MMD[kernel].apply(x, y, scales, unbiased, wanted)

@@ -127,3 +127,9 @@ def mmd_backward(kernel, grad, x, y, scales, unbiased, wanted):
     (xx, of_xx), (yy, of_yy), (xy, of_xy) = pulls
     grads = xx + of_xx + xy, yy + of_yy + of_xy
     return tuple([g if want else g.new_empty(0) for g, want in zip(grads, wanted, strict=True)])
+
+
+def mmd_with_gradient(kernel, x, y, scales, unbiased, wanted):
+    """The number, and its gradients."""
+    value = mmd(kernel, x, y, scales, unbiased)
+    return value, *mmd_backward(kernel, torch.ones_like(value), x, y, scales, unbiased, wanted)
