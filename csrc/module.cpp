@@ -227,7 +227,7 @@ struct PairsCall {
   py::object scratch;
 
   PairsCall(const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers,
-            bool symmetric) {
+            bool symmetric, int64_t first) {
     void* data[12] = {};
     if (tensors.size() != 12) throw py::value_error("the pairs walk takes 12 tensors");
     for (int i = 0; i < 12; ++i) {

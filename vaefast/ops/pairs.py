@@ -22,8 +22,8 @@ from vaefast.reference.gaussian import compute_dtype
 
 # The walk is called with (points, centres, logvar, log_weights, value, values, the gradients of those two, the
 # gradients of the first four), None for what a density does not have; then with what is added to the weights of pairs,
-# with the density's own numbers, with whether centres are the points (then the first gradient is that of both), and with
-# the col that is the rows' first one's own.
+# with the density's own numbers, with whether centres are the points (then the first gradient is that of both), and
+# with the col that is the first row's own.
 _NONE = (None,) * 4
 
 
