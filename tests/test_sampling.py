@@ -10,7 +10,7 @@ from vaefast import models, sampling
 from vaefast.nn import Gaussian
 
 QUICK = {
-    "two_stage": {"hidden": (64, 64), "steps": 1500, "lr": 3e-3, "batch_size": 512},
+    "two_stage": {"hidden": (64, 64), "steps": 1200, "lr": 3e-3, "batch_size": 256},
     "flow": {"steps": 500, "layers": 8, "hidden": 32, "lr": 5e-3},
 }
 

@@ -118,7 +118,8 @@ class LadderVAE(VAE):
             p = level.p(h)
             q = level.q(h, features[i], p)
             found.append((q, p))
-            return rsample(*q, seed=seed + torch.tensor([0, i], device=seed.device))
+            # a key for each level; the chunks of log_likelihood count offsets
+            return rsample(*q, seed=torch.stack([seed[0] + i, seed[1]]))
 
         h, chosen = self._walk(len(features[0]), choose)
         return h, chosen, found

@@ -170,8 +170,7 @@ class VAE(Pretrained, torch.nn.Module):
         total = None
         for part, start in enumerate(range(0, samples, chunk)):
             count = min(chunk, samples - start)
-            part_seed = seed + torch.tensor([0, part], device=device)
-            decoded, log_ratio = self.importance_sample(state, count, part_seed)
+            decoded, log_ratio = self.importance_sample(state, count, torch.stack([seed[0], seed[1] + part]))
             log_w = log_ratio - self.likelihood(decoded, x.repeat_interleave(count, 0)).unflatten(0, (len(x), count))
             log_sum = log_w.logsumexp(1)
             total = log_sum if total is None else torch.logaddexp(total, log_sum)
