@@ -35,6 +35,7 @@ FILES = {
     "state": "what --resume goes on from",
 }
 _OF_IMAGES = ("samples.png", "reconstructions.png")
+_LABELS = {"reconstruction": "reconstruction", "kl": "KL"}
 _COLUMNS = 10  # images per row of the pictures
 _SECONDS = 10.0  # at least, between two saves at the ends of epochs
 _WATCHED = 500  # held-out samples whose active units are counted after every epoch
@@ -148,7 +149,7 @@ class _Run:
         self.model, model_config = build.model(settings, train.shape[1:])
         self.model.to(device)
         self.config = {"model": model_config, "settings": dataclasses.asdict(settings), "versions": versions()}
-        objective = build.objective(settings, data)
+        objective = build.objective(settings, data, self.model)
         if isinstance(objective, torch.nn.Module):
             objective.to(device)
         self.train = Batches(train, settings.batch_size, shuffle=True)
@@ -308,7 +309,7 @@ def _metrics(run: _Run, backend: str, device: torch.device) -> dict:
     trainer = run.trainer
     parts = {"train": trainer.history[-1]["train"], "held-out": trainer.evaluate(run.held_out)}
     return {
-        **{split: {"elbo": -means["loss"], **means} for split, means in parts.items()},
+        **{split: {"elbo": _elbo(means), **means} for split, means in parts.items()},
         "active_units": run.active_units(),
         "epochs": len(trainer.history),
         "steps": trainer.steps,
@@ -320,6 +321,13 @@ def _metrics(run: _Run, backend: str, device: torch.device) -> dict:
         "history": trainer.history,
         "progress": run.progress,
     }
+
+
+def _elbo(means: dict[str, float]) -> float:
+    """Whatever was minimised; its negative for an objective that has not these parts."""
+    if "reconstruction" in means and "kl" in means:
+        return -means["reconstruction"] - means["kl"]
+    return -means["loss"]
 
 
 def _files(run: _Run) -> dict[str, str]:
@@ -353,9 +361,10 @@ def _report(run: _Run, metrics: dict, say: Callable[[str], None]) -> None:
     say(f"Trained in {metrics['seconds']:.0f} s ({metrics['images_per_second']:,.0f} images a second){in_use}.")
     if metrics["skipped_steps"]:
         say(f"{metrics['skipped_steps']} of {metrics['steps']:,} steps were skipped.")
+    parts = [f"{label} {held_out[name]:.2f}" for name, label in _LABELS.items() if name in held_out]
     say(
         f"Held-out ELBO {held_out['elbo']:.2f} nats per {thing} (training {metrics['train']['elbo']:.2f}): "
-        f"reconstruction {held_out['reconstruction']:.2f}, KL {held_out['kl']:.2f}."
+        f"{', '.join(parts)}."
     )
     say(f"In {run.folder}:")
     for name, what in _files(run).items():
