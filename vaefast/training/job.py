@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from vaefast import _backends, models, objectives
-from vaefast.data import Batches, Split
+from vaefast.data import Batches, DataError, Split
 from vaefast.info import versions
 from vaefast.training import build, checkpoint, distributed, pictures, state
 from vaefast.training.progress import Bar, TensorBoard
@@ -89,7 +89,8 @@ def run(settings: Settings, say: Callable[[str], None] = _print) -> dict:
     process takes its share of each batch, and the first one writes.
 
     Raises:
-        SettingsError: before any work, as `prepare` does, or for a run that cannot be resumed with these settings.
+        SettingsError: before any work, as `prepare` does, for a run that cannot be resumed with these settings, or for
+            an image that turns out to be broken.
         NotFiniteError: if the loss became infinite or NaN; what was saved before is as it was.
         OSError: if a file could not be written; the old one is as it was.
     """
@@ -99,7 +100,10 @@ def run(settings: Settings, say: Callable[[str], None] = _print) -> dict:
     device = prepare(settings)
     torch.set_num_threads(settings.threads)
     with _ranks(device), _backends.use_backend(settings.backend):
-        return _run(settings, saved, device, say if distributed.rank() == 0 else lambda line: None)
+        try:
+            return _run(settings, saved, device, say if distributed.rank() == 0 else lambda line: None)
+        except DataError as error:  # of a sample that is made only when its turn comes
+            raise SettingsError(str(error)) from None
 
 
 def _resumed(settings: Settings) -> tuple[Settings, dict | None]:

@@ -364,6 +364,8 @@ class Trainer:
         for name, annealer in self.annealers.items():
             annealer.load_state_dict(saved["annealers"][name])
             self._annealed[name].copy_(saved["annealed"][name])
+        if self._captured:  # a graph holds the optimizer's tensors of before
+            self._step = CapturedStep(self._eager_step)
         rank, device = distributed.rank(), self.device
         self._begin_epoch()
         self._means.load_state_dict(saved["means"][rank], device)
