@@ -363,8 +363,10 @@ def test_counts_of_anndata(tmp_path):
 
     sparse = pytest.importorskip("scipy.sparse")
     counts = levels(12, 4).astype(np.float32)
-    kinds = pd.DataFrame({"kind": ["b", "a", "b"] * 4}, index=[str(i) for i in range(12)])
-    cells = anndata.AnnData(sparse.csr_matrix(counts), obs=kinds, layers={"double": 2 * counts})
+    names = pd.Index([str(i) for i in range(12)], dtype=object)  # pandas' new strings are not written by default
+    kinds = pd.DataFrame({"kind": pd.Categorical(["b", "a", "b"] * 4)}, index=names)
+    variables = pd.DataFrame(index=pd.Index(list("wxyz"), dtype=object))
+    cells = anndata.AnnData(sparse.csr_matrix(counts), obs=kinds, var=variables, layers={"double": 2 * counts})
     cells.write_h5ad(tmp_path / "cells.h5ad")
     path = str(tmp_path / "cells.h5ad")
     split = data.load(path, labels="kind")

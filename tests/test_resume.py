@@ -49,6 +49,7 @@ def test_a_state_keeps_every_bit_and_kind(tmp_path):
     for ours, expected in zip(found.pop("tensors"), value.pop("tensors"), strict=True):
         assert torch.equal(ours, expected)
         assert ours.dtype == expected.dtype
+        assert ours.stride() == expected.stride()
     assert found == value
     assert os.listdir(path.parent) == ["s"]
 
@@ -79,7 +80,8 @@ class Rivals(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.critic = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        convolution = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+        self.critic = nn.Sequential(convolution, nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 1))
         self.beta = 1.0
 
     def forward(self, model, batch):
@@ -87,7 +89,8 @@ class Rivals(nn.Module):
         return {"loss": (z - batch).square().sum(1) + self.beta * kl, "kl": kl}
 
     def critic_loss(self, model, batch):
-        return {"loss": (self.critic(batch)[:, 0] - model(batch).detach().sum(1)).square()}
+        squares = batch[:, :, None, None].expand(-1, -1, 2, 2)
+        return {"loss": (self.critic(squares)[:, 0] - model(batch).detach().sum(1)).square()}
 
 
 def everything(**changes) -> Trainer:
@@ -96,7 +99,7 @@ def everything(**changes) -> Trainer:
     objective = Rivals()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, fused=True)
     options = {
-        "critic_optimizer": torch.optim.Adam(objective.critic.parameters(), lr=0.02),
+        "critic_optimizer": torch.optim.Adam(objective.critic.parameters(), lr=0.02, fused=True),
         "ema": 0.9,
         "clip": 1.0,
         "skip_above": 50.0,

@@ -35,8 +35,10 @@ def model(settings: Settings, data_shape) -> tuple[torch.nn.Module, dict]:
     return made, getattr(made, "config", {"name": settings.model, **config})
 
 
-def objective(settings: Settings, split: data.Split) -> Callable:
+def objective(settings: Settings, split: data.Split, model: torch.nn.Module) -> Callable:
     offered = {"data_shape": list(split.train.shape[1:]), "dataset_size": len(split.train)}
+    if hasattr(model, "latent_shape"):
+        offered["latent"] = math.prod(model.latent_shape)
     given = _offer(objectives.NAMES.get(settings.objective), offered) | options(settings, "objective_options")
     return _create("objective", objectives.create, settings.objective, given)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from vaefast import _backends, models, objectives
-from vaefast.data import Batches, Split
+from vaefast.data import Batches, DataError, Split
 from vaefast.info import versions
 from vaefast.training import build, checkpoint, distributed, pictures, state
 from vaefast.training.progress import Bar, TensorBoard
@@ -35,6 +35,7 @@ FILES = {
     "state": "what --resume goes on from",
 }
 _OF_IMAGES = ("samples.png", "reconstructions.png")
+_LABELS = {"reconstruction": "reconstruction", "kl": "KL"}
 _COLUMNS = 10  # images per row of the pictures
 _SECONDS = 10.0  # at least, between two saves at the ends of epochs
 _WATCHED = 500  # held-out samples whose active units are counted after every epoch
@@ -88,7 +89,8 @@ def run(settings: Settings, say: Callable[[str], None] = _print) -> dict:
     process takes its share of each batch, and the first one writes.
 
     Raises:
-        SettingsError: before any work, as `prepare` does, or for a run that cannot be resumed with these settings.
+        SettingsError: before any work, as `prepare` does, for a run that cannot be resumed with these settings, or for
+            an image that turns out to be broken.
         NotFiniteError: if the loss became infinite or NaN; what was saved before is as it was.
         OSError: if a file could not be written; the old one is as it was.
     """
@@ -98,7 +100,10 @@ def run(settings: Settings, say: Callable[[str], None] = _print) -> dict:
     device = prepare(settings)
     torch.set_num_threads(settings.threads)
     with _ranks(device), _backends.use_backend(settings.backend):
-        return _run(settings, saved, device, say if distributed.rank() == 0 else lambda line: None)
+        try:
+            return _run(settings, saved, device, say if distributed.rank() == 0 else lambda line: None)
+        except DataError as error:  # of a sample that is made only when its turn comes
+            raise SettingsError(str(error)) from None
 
 
 def _resumed(settings: Settings) -> tuple[Settings, dict | None]:
@@ -148,7 +153,7 @@ class _Run:
         self.model, model_config = build.model(settings, train.shape[1:])
         self.model.to(device)
         self.config = {"model": model_config, "settings": dataclasses.asdict(settings), "versions": versions()}
-        objective = build.objective(settings, data)
+        objective = build.objective(settings, data, self.model)
         if isinstance(objective, torch.nn.Module):
             objective.to(device)
         self.train = Batches(train, settings.batch_size, shuffle=True)
@@ -308,7 +313,7 @@ def _metrics(run: _Run, backend: str, device: torch.device) -> dict:
     trainer = run.trainer
     parts = {"train": trainer.history[-1]["train"], "held-out": trainer.evaluate(run.held_out)}
     return {
-        **{split: {"elbo": -means["loss"], **means} for split, means in parts.items()},
+        **{split: {"elbo": _elbo(means), **means} for split, means in parts.items()},
         "active_units": run.active_units(),
         "epochs": len(trainer.history),
         "steps": trainer.steps,
@@ -320,6 +325,13 @@ def _metrics(run: _Run, backend: str, device: torch.device) -> dict:
         "history": trainer.history,
         "progress": run.progress,
     }
+
+
+def _elbo(means: dict[str, float]) -> float:
+    """Whatever was minimised; its negative for an objective that has not these parts."""
+    if "reconstruction" in means and "kl" in means:
+        return -means["reconstruction"] - means["kl"]
+    return -means["loss"]
 
 
 def _files(run: _Run) -> dict[str, str]:
@@ -353,9 +365,10 @@ def _report(run: _Run, metrics: dict, say: Callable[[str], None]) -> None:
     say(f"Trained in {metrics['seconds']:.0f} s ({metrics['images_per_second']:,.0f} images a second){in_use}.")
     if metrics["skipped_steps"]:
         say(f"{metrics['skipped_steps']} of {metrics['steps']:,} steps were skipped.")
+    parts = [f"{label} {held_out[name]:.2f}" for name, label in _LABELS.items() if name in held_out]
     say(
         f"Held-out ELBO {held_out['elbo']:.2f} nats per {thing} (training {metrics['train']['elbo']:.2f}): "
-        f"reconstruction {held_out['reconstruction']:.2f}, KL {held_out['kl']:.2f}."
+        f"{', '.join(parts)}."
     )
     say(f"In {run.folder}:")
     for name, what in _files(run).items():

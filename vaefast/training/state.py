@@ -16,7 +16,7 @@ _PLAIN = (bool, int, float, str, type(None))
 def write(path: str | os.PathLike, value: object, metadata: dict[str, str] | None = None) -> None:
     """Replace the file at `path` by `value`: dicts, lists and tuples, nested, of tensors, numbers, strings and None.
 
-    Every bit is kept. In one step, as `checkpoint.write`; the folder is made if it is not there.
+    Every bit is kept, and so are strides. In one step, as `checkpoint.write`; the folder is made if it is not there.
 
     Raises:
         TypeError: for a value of another kind. OSError: if it cannot be written; the old file is intact then.
@@ -47,8 +47,10 @@ def read(path: str | os.PathLike) -> tuple[object, dict[str, str]]:
 def _pack(value, tensors: dict[str, torch.Tensor], where: str):
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()  # a copy: no two may share memory
-        return {"tensor": name}
+        copy = value.detach().to("cpu", copy=True)  # no two may share memory
+        tensors[name] = copy.contiguous()
+        # torch's fused optimizers take a moment's numbers in the order in which its weight's lie in memory
+        return {"tensor": [name, *copy.stride()]}
     if isinstance(value, dict):  # as pairs, for keys that are no strings
         return {"dict": [[_pack(k, tensors, where), _pack(v, tensors, f"{where}.{k}")] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -66,7 +68,8 @@ def _unpack(value, tensors: dict[str, torch.Tensor]):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content].clone()  # not the file, mapped into memory
+        name, *stride = content
+        return torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
     if kind == "tuple":
         return tuple(_unpack(v, tensors) for v in content)
     return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}

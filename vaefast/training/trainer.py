@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -203,7 +204,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update()
             if self.schedule is not None:
-                self.schedule.step()
+                self._step_schedule()
             self._position += len(group)
             self._epoch_steps += 1
             self.steps += 1
@@ -212,6 +213,14 @@ class Trainer:
             if distributed.any_rank(self._stopping, self.device):
                 return False
         return True
+
+    def _step_schedule(self) -> None:
+        if self.steps > 0:
+            self.schedule.step()
+            return
+        with warnings.catch_warnings():  # torch takes a first step that was skipped for one that was forgotten
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
 
     def _remaining(self, train: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The batches of this epoch that are not done, in the order that was drawn when it began."""
@@ -364,6 +373,8 @@ class Trainer:
         for name, annealer in self.annealers.items():
             annealer.load_state_dict(saved["annealers"][name])
             self._annealed[name].copy_(saved["annealed"][name])
+        if self._captured:  # a graph holds the optimizer's tensors of before
+            self._step = CapturedStep(self._eager_step)
         rank, device = distributed.rank(), self.device
         self._begin_epoch()
         self._means.load_state_dict(saved["means"][rank], device)
