@@ -109,7 +109,7 @@ def _mmd(kernel, scales, unbiased):
         lambda x, y: vaefast.mmd(x, y, kernel, scales, unbiased=unbiased),
         functools.partial(plain_mmd, kernel=kernel, scales=scales, unbiased=unbiased),
         lambda i, j, d: [(i, d), (j, d)],
-        _ops(f"{kernel}_mmd"),
+        (f"{kernel}_mmd",),
     )
 
 
@@ -220,16 +220,13 @@ def test_gradcheck(case, backend):
 
 def test_opcheck(case, backend):
     tensors = [t.detach() for t in inputs(case, (4, 4, 3))]
-    forward, backward = (TABLE[op] for op in case.ops)
-    if "mmd" in forward.name:
-        constants, saved = ([1.0, 2.0], True), ()
-        last = ([True, False],)
-    else:
-        constants = (-1.0, 0.5, -0.25) if "total" in forward.name else ()
-        saved, last = tuple_of(forward(*tensors, *constants)), ()
+    forward, *backward = (TABLE[op] for op in case.ops)
+    constants = {"mmd": ([1.0, 2.0], True, [True, False]), "total_correlation": (-1.0, 0.5, -0.25, 0)}
+    constants = next((value for name, value in constants.items() if name in forward.name), ())
     torch.library.opcheck(forward.call, (*tensors, *constants))
-    grads = cotangents(tuple_of(forward(*tensors, *constants)))
-    torch.library.opcheck(backward.call, (*grads, *tensors, *saved, *constants, *last))
+    saved = tuple_of(forward(*tensors, *constants))
+    for op in backward:
+        torch.library.opcheck(op.call, (*cotangents(saved), *tensors, *saved, *constants))
 
 
 def test_compile(case, backend, compiler):

@@ -321,6 +321,7 @@ class Trainer:
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "annealers": {name: annealer.state_dict() for name, annealer in self.annealers.items()},
+            "annealed": self._annealed,  # of the last step: an evaluation sees it
             "early_stop": None if self.early_stop is None else self.early_stop.state_dict(),
             "generators": [distributed.gather(s.to(self.device)) for s in state.generators(self.device)],
             "epoch_began": self._epoch_began if self._position else None,
@@ -362,7 +363,7 @@ class Trainer:
                 part.load_state_dict(saved[name])
         for name, annealer in self.annealers.items():
             annealer.load_state_dict(saved["annealers"][name])
-            self._annealed[name].fill_(annealer.value)
+            self._annealed[name].copy_(saved["annealed"][name])
         rank, device = distributed.rank(), self.device
         self._begin_epoch()
         self._means.load_state_dict(saved["means"][rank], device)
