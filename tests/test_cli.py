@@ -359,8 +359,8 @@ def test_a_run_whose_data_is_gone(call, trained, tmp_path):
 def test_a_run_of_no_images(call, tmp_path):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((40, 6), "float32"))
     folder = tmp_path / "run"
-    settings = {"data": str(tmp_path / "rows.npy"), "likelihood": "gaussian", "latent": 2}
-    run(Settings(output=str(folder), epochs=1, **settings), lambda line: None)
+    options = ["--likelihood", "gaussian", "--latent", 2, "--epochs", 1]
+    assert call("train", "--data", tmp_path / "rows.npy", "--output", folder, *options).returncode == 0
     for command in ("sample", "reconstruct", "interpolate"):
         assert_one_line_error(call(command, folder), 2, "shape 6, no images; take --output FILE.npy")
     assert_one_line_error(call("evaluate", folder), 2, "no images to measure")
