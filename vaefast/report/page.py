@@ -85,7 +85,10 @@ def _word(value: object) -> str:
 
 def _comparison(runs: Sequence[Run]) -> str:
     columns = [training_measures(run.metrics) | measures(run.evaluation) for run in runs]
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("", *[run.name for run in runs]))
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("", *names))
     rows = [
         f"<tr><td>{escape(label)}</td>"
         + "".join(f"<td>{f'<b>{escape(text)}</b>' if best else escape(text)}</td>" for text, best in cells)
