@@ -356,6 +356,23 @@ def test_a_run_whose_data_is_gone(call, trained, tmp_path):
     assert call("sample", tmp_path, "-n", 1).returncode == 0  # which needs none
 
 
+def test_a_run_of_no_images(call, tmp_path):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((40, 6), "float32"))
+    folder = tmp_path / "run"
+    options = ["--likelihood", "gaussian", "--latent", 2, "--epochs", 1]
+    assert call("train", "--data", tmp_path / "rows.npy", "--output", folder, *options).returncode == 0
+    for command in ("sample", "reconstruct", "interpolate"):
+        assert_one_line_error(call(command, folder), 2, "shape 6, no images; take --output FILE.npy")
+    assert_one_line_error(call("evaluate", folder), 2, "no images to measure")
+    assert call("sample", folder, "-n", 3, "--output", tmp_path / "new.npy").returncode == 0
+    assert np.load(tmp_path / "new.npy").shape == (3, 6)
+    assert call("report", folder).returncode == 0
+    assert "<h2>Samples</h2>" not in (folder / "report.html").read_text()
+    assert "<h2>Latent space</h2>" in (folder / "report.html").read_text()
+    assert call("compare", folder, folder, "--output", tmp_path / "both").returncode == 0
+    assert os.listdir(tmp_path / "both") == ["compare.md"]
+
+
 # --- evaluate, compare, report ---
 
 

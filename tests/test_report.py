@@ -198,6 +198,14 @@ def test_a_walk_moves_one_dimension_and_the_best_comes_first():
     assert torch.allclose(first.images, torch.tensor([[0.1, 0.2, -3], [0.1, 0.2, 0], [0.1, 0.2, 3]]))
 
 
+def test_without_a_standard_normal_prior_the_widest_spread_comes_first():
+    model = types.SimpleNamespace(latent_shape=(2,), decode=lambda z: z)
+    means = torch.tensor([[-1.0, 0.0], [0.0, 0.5], [1.0, 1.0]])
+    first, second = latent.traversals(model, means, None, steps=3)
+    assert (first.name, second.name) == ("z1, spread 1.00", "z2, spread 0.50")
+    assert torch.allclose(second.images, torch.tensor([[0, -1.5], [0, 0], [0, 1.5]]))
+
+
 def test_a_latent_of_several_axes_is_walked_along_its_components():
     model = types.SimpleNamespace(latent_shape=(1, 2, 1), decode=lambda z: z)
     means = torch.tensor([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])

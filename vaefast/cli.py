@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from vaefast import __version__, commands
 from vaefast.commands.inputs import CommandError, nearest
+from vaefast.data import DataError
 from vaefast.runs import RunError
 from vaefast.training import SettingsError
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vaefast info | head`: nobody reads on, and Python would complain once more as it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (CommandError, RunError, SettingsError) as error:
+    except (CommandError, DataError, RunError, SettingsError) as error:
         return _fail(getattr(error, "code", 2), error)
     except OSError as error:
         return _fail(1, ": ".join(str(part) for part in (error.strerror or error, error.filename) if part))

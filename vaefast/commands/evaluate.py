@@ -102,10 +102,15 @@ def _compare(runs: list[str], output: str) -> None:
     opened = [Run(run) for run in runs]
     text = _text(opened)
     folder = inputs.make_folder(output)
-    checkpoint.write(folder / "compare.md", f"{text}\n\n![samples and reconstructions](compare.png)\n".encode())
-    checkpoint.write(folder / "compare.png", _sheet(opened))
+    files, page = [folder / "compare.md"], f"{text}\n"
+    pictorial = [run for run in opened if run.pictorial]
+    if pictorial:
+        files.append(folder / "compare.png")
+        page += "\n![samples and reconstructions](compare.png)\n"
+        checkpoint.write(files[-1], _sheet(pictorial))
+    checkpoint.write(files[0], page.encode())
     print(text)
-    print(f"\n{folder}/compare.md, {folder}/compare.png")
+    print(f"\n{', '.join(map(str, files))}")
     unmeasured = [str(run.folder) for run in opened if not run.evaluation]
     if unmeasured:
         print(f"not measured yet: {', '.join(unmeasured)}; `vaefast evaluate` does it")
@@ -139,8 +144,6 @@ def _sheet(runs: Sequence[Run]) -> bytes:
     margin, title = 16, 34
     strips = []
     for run in runs:
-        if not run.pictorial:
-            raise inputs.CommandError(f"{run.folder} has no images to show: its data has the shape {run.data_shape}")
         samples = run.model.sample(_SHOWN, seed=run.settings.get("seed", 0))
         x, _ = run.held_out(_SHOWN // 2)
         drawn = pictures.grid(samples, _COLUMNS), pictures.reconstructions(x, run.model.reconstruct(x), _COLUMNS)

@@ -83,18 +83,19 @@ def _images(parser, output: str) -> None:
 def _sample(run: str, count: int, seed: int, temperature: float, sampler: str, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
     opened = Run(run)
+    path = _output(opened, output, "sampled.png")
     fitted = inputs.fitted_sampler(opened, sampler, seed)
     images = opened.model.sample(count, seed=seed, temperature=temperature, sampler=fitted)
-    _write(images, output or opened.folder / "sampled.png", _columns(count))
+    _write(images, path, _columns(count))
 
 
 @torch.no_grad()
 def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
     opened = Run(run)
+    path = _output(opened, output, "reconstructed.png")
     originals = _given(opened, images, resize, 50)
     reconstructed = opened.model.reconstruct(originals)
-    path = Path(output or opened.folder / "reconstructed.png")
     if path.suffix == ".png":
         _say(path, draw.reconstructions(originals, reconstructed, min(10, len(originals))))
     else:
@@ -105,17 +106,35 @@ def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) 
 def _interpolate(run: str, images: list[str], resize: bool, steps: int, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
     opened = Run(run)
+    path = _output(opened, output, "interpolated.png")
     ends = _given(opened, images, resize, 20)
     if len(ends) % 2:
         raise inputs.CommandError(f"interpolate takes images in pairs, got {len(ends)}")
     # held-out data is sorted by class, so that halves, not neighbours, make a walk worth looking at
     a, b = (ends[::2], ends[1::2]) if images else ends.chunk(2)
     walk = opened.model.interpolate(a, b, steps)  # [pairs, steps, C, H, W]
-    _write(walk.flatten(0, 1), output or opened.folder / "interpolated.png", steps)
+    _write(walk.flatten(0, 1), path, steps)
+
+
+def _output(run: Run, output: str | None, default: str) -> Path:
+    """Where the command writes.
+
+    Raises:
+        CommandError: for a name that says no kind of file, or images where the run's data are none.
+    """
+    path = Path(output or run.folder / default)
+    if path.suffix not in (".png", ".npy", ""):
+        raise inputs.CommandError(f"--output must be {_SHEET}, got {path}")
+    if path.suffix != ".npy" and not run.pictorial:
+        shape = " x ".join(map(str, run.data_shape))
+        raise inputs.CommandError(f"{run.folder} is of samples of shape {shape}, no images; take --output FILE.npy")
+    return path
 
 
 def _given(run: Run, images: list[str], resize: bool, count: int) -> torch.Tensor:
     """The images that the user named, else at most `count` that are held out."""
+    if images and not run.pictorial:
+        raise inputs.CommandError(f"{run.folder} was not trained on images; without IMAGES, held-out data is taken")
     return inputs.images(images, run.data_shape, resize) if images else run.held_out(count)[0]
 
 
@@ -123,9 +142,8 @@ def _columns(count: int) -> int:
     return min(10, math.ceil(math.sqrt(count)))
 
 
-def _write(images: torch.Tensor, path: str | Path, columns: int) -> None:
+def _write(images: torch.Tensor, path: Path, columns: int) -> None:
     """Images [N, C, H, W] as one sheet, as numbers, or as a file each, by the name of `path`; says which."""
-    path = Path(path)
     if path.suffix == ".png":
         _say(path, draw.grid(images, columns))
     elif path.suffix == ".npy":
@@ -134,8 +152,6 @@ def _write(images: torch.Tensor, path: str | Path, columns: int) -> None:
         file = io.BytesIO()
         np.save(file, images.numpy())
         _say(path, file.getvalue())
-    elif path.suffix:
-        raise inputs.CommandError(f"--output must be {_SHEET}, got {path}")
     else:
         inputs.make_folder(path)
         for i, image in enumerate(unit(images)):

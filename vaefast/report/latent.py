@@ -58,18 +58,24 @@ def latent_map(means: torch.Tensor) -> Map:
 
 
 @torch.no_grad()
-def traversals(model: VAE, means: torch.Tensor, kls: torch.Tensor, *, count: int = 12, steps: int = 9):
-    """Walks from -3 to 3 along the dimensions with the most KL, from the latent of one sample, the rest of it fixed;
-    of a latent with several axes along its principal components, by as many of their standard deviations.
+def traversals(
+    model: VAE, means: torch.Tensor, kls: torch.Tensor | None, *, count: int = 12, steps: int = 9
+) -> list[Traversal]:
+    """Walks from the latent of one sample, along one direction, the rest of it fixed.
+
+    Where the prior is N(0, I), so that there are `kls` [D], from -3 to 3 along the dimensions with the most; where it
+    is not, along those whose `means` [N, D] are spread most; of a latent with several axes along the principal
+    components of its means: three standard deviations of the means to either side of 0.
 
     Returns:
-        a Traversal for each of at most `count` directions.
+        a Traversal for each of at most `count` directions, the most informative first.
     """
     centre = means[len(means) // 2]
     if len(model.latent_shape) == 1:
-        order = kls.argsort(descending=True)[:count].tolist()
-        names = [f"z{i + 1}, KL {kls[i]:.2f}" for i in order]
-        directions, scales = torch.eye(len(kls))[order], torch.ones(len(order))
+        spread = means.std(0) if kls is None else torch.ones_like(kls)
+        order = (spread if kls is None else kls).argsort(descending=True)[:count].tolist()
+        names = [f"z{i + 1}, " + (f"spread {spread[i]:.2f}" if kls is None else f"KL {kls[i]:.2f}") for i in order]
+        directions, scales = torch.eye(len(spread))[order], spread[order]
     else:
         directions, scales = components(means, count)
         scales = scales[: len(directions)]

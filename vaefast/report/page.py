@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -84,7 +85,10 @@ def _word(value: object) -> str:
 
 def _comparison(runs: Sequence[Run]) -> str:
     columns = [training_measures(run.metrics) | measures(run.evaluation) for run in runs]
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("", *[run.name for run in runs]))
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("", *names))
     rows = [
         f"<tr><td>{escape(label)}</td>"
         + "".join(f"<td>{f'<b>{escape(text)}</b>' if best else escape(text)}</td>" for text, best in cells)
@@ -102,7 +106,7 @@ def _summary(run: Run, heading: str) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     tiles = {
         "held-out ELBO, nats": number(held_out["elbo"]) if "elbo" in held_out else None,
-        "active latent units": f"{metrics['active_units']} of {model.latent_shape[0]}"
+        "active latent units": f"{metrics['active_units']} of {math.prod(model.latent_shape)}"
         if "active_units" in metrics
         else None,
         "epochs": metrics.get("epochs"),
@@ -167,12 +171,13 @@ def _latent(run: Run) -> str:
     chart = svg.scatter(where.points, labels, *where.axes, caption)
     parts = [f"<section>{_figure(chart, caption)}</section>"]
     if run.pictorial:
-        walks = latent.traversals(run.model, means, kls)
+        standard = run.model.prior is None and not getattr(run.model, "hierarchical", False)
+        walks = latent.traversals(run.model, means, kls if standard else None)
         rows = "".join(
             f"<span>{escape(walk.name)}</span>{_image(pictures.grid(walk.images, len(walk.images)), walk.name)}"
             for walk in walks
         )
-        what = "One held-out image, one direction of its latent moved from −3 to 3; the most informative first."
+        what = "One held-out image, one direction of its latent moved through its range; the most informative first."
         parts.append(f'<section><div class="walk">{rows}</div><p class="soft">{what}</p></section>')
     return f'<h2>Latent space</h2>\n<div class="halves">{"".join(parts)}</div>'
 
