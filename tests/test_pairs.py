@@ -419,6 +419,20 @@ def test_beyond_the_largest_number(backend):
     torch.testing.assert_close(vaefast.mixture_log_prob(z, near, logvar), expected)
 
 
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("distance", [1e6, 1e30])
+def test_mmd_of_samples_out_of_reach(backend, kernel, distance):
+    """k(x, y) and its gradient are nothing, even where |x - y|^2 is infinite: the rest is each sample's own."""
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    y = (x.detach() + distance).requires_grad_()
+    scales = (0.2, 1.0)
+    value, *grads = run(lambda x, y: vaefast.mmd(x, y, kernel, scales), (x, y))
+    own = [4 * s / (4 * s + 2) if kernel == "imq" else math.exp(-2 / (4 * s)) for s in scales]
+    between_y = 2.0 if y[0, 0] == y[1, 0] else sum(own)  # 1e30 + 1 is 1e30
+    assert value.item() == pytest.approx(sum(own) + between_y, rel=1e-5)
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
 @pytest.mark.parametrize("logvar", [-80.0, 80.0])
 @pytest.mark.parametrize("case", CASES[:3], ids=lambda case: case.name)
 def test_extreme_variances(case, backend, logvar):

@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import vaefast
+from vaefast import objectives
+from vaefast.distributions import DiagonalGaussian
+from vaefast.models import VAEOutput
 from vaefast.ops.pairs import aggregate_posterior
 
 D, N = 4, 100
@@ -83,6 +86,39 @@ def encoder():
     return Encoder()
 
 
+class Fixed(torch.nn.Module):
+    """A model whose codes are given: objectives hand their group on."""
+
+    def __init__(self, t):
+        super().__init__()
+        self.t, self.prior = t, None
+
+    def forward(self, x):
+        q = DiagonalGaussian(torch.cat([self.t["mu"], self.t["logvar"]], 1))
+        return VAEOutput(x, self.t["z"], torch.zeros_like(x), q)
+
+    def likelihood(self, decoded, x):
+        return torch.zeros_like(x)
+
+    def sample_prior(self, count):
+        return self.t["prior"]
+
+
+OBJECTIVES = {
+    "beta_tcvae": ({"dataset_size": N, "estimator": "stratified"}, "total_correlation"),
+    "wae_mmd": ({}, "mmd"),
+    "info_vae": ({}, "mmd"),
+    "dip_vae": ({"kind": "II"}, "regulariser"),
+}
+
+
+def objective_parts(t, **group):
+    """[objectives, b]: of each the term that has the whole batch in it."""
+    x = torch.zeros(len(t["z"]), dtype=torch.float64)
+    made = {name: objectives.create(name, **options, **group) for name, (options, _) in OBJECTIVES.items()}
+    return torch.stack([objective(Fixed(t), x)[OBJECTIVES[name][1]] for name, objective in made.items()]).detach()
+
+
 def errors(rank, world):
     """What is refused, on every rank alike."""
     t = rows(8, 0, 3)
@@ -115,6 +151,7 @@ def run_rank(rank, world, rendezvous, folder):
         own = rows(sum(sizes), sum(sizes[:rank]), sizes[rank])["z"]
         (grad,) = torch.autograd.grad(vaefast.all_gather(own, **group).pow(3).sum(), own, create_graph=True)
         found["twice"] = torch.autograd.grad(grad.square().sum(), own)[0]
+        found["objectives"] = objective_parts(rows(sum(sizes), sum(sizes[:rank]), sizes[rank]), **group)
         errors(rank, world)
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
@@ -152,6 +189,11 @@ def test_under_ddp(found):
     for rank in found:
         for a, b in zip(rank["ddp"][1], grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_objectives(found):
+    expected = objective_parts(whole(sum(SIZES[len(found)])))
+    torch.testing.assert_close(torch.cat([rank["objectives"] for rank in found], 1), expected)
 
 
 def test_twice_differentiable(found):

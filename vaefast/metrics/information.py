@@ -1,7 +1,7 @@
 """What codes tell of data and of its factors: the aggregate posterior q(z) = 1/N sum_n q(z | x_n) of a whole data set.
 
 Every figure is a mean over samples of q(z) of log-densities that are exact, sums over all N posteriors, streamed: S
-samples of D numbers cost S N D exponentials and memory of N D.
+samples of D numbers cost S N D exponentials and memory of S D.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from vaefast.ops import _checks, gaussian_nll, rsample
 from vaefast.ops.noise import seed_for
 from vaefast.ops.pairs import _points, aggregate_posterior
 
+_ROWS = 1024  # samples that one call of the walk takes
+
 
 def aggregate_log_prob(
-    z, mean, logvar, *, chunk: int = 512, on_chunk: Callable[[int], None] = lambda pairs: None
+    z, mean, logvar, *, chunk: int = 16_384, on_chunk: Callable[[int], None] = lambda pairs: None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log q(z) and log q(z_d), q(z) = 1/N sum_n N(z | mean_n, exp(logvar_n)), in one pass and without gradients.
 
     Args:
         z: [S, *event]; float32, float64, float16 or bfloat16.
         mean, logvar: [N, *event], of D numbers each.
-        chunk: how many z are taken at a time; memory is 16 bytes N D for float32 on a CPU, whatever the chunk.
-        on_chunk: told after each chunk how many pairs of z and n it had.
+        chunk: how many posteriors are taken at a time; their sums are added in float64. Beside what it is given and
+            returns, a call takes 16 bytes a number of a chunk, for float32 on a CPU.
+        on_chunk: told now and then how many pairs of z and n have been taken since.
 
     Returns:
-        (log q(z) [S], log q(z_d) [S, D]), float32 (float64 where an argument is).
+        (log q(z) [S], log q(z_d) [S, D]), float64.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, named in the message.
@@ -41,13 +44,16 @@ def aggregate_log_prob(
         raise ValueError("mean must hold at least one posterior, got none")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    parts = []
+    results = tuple([z.new_full(shape, -math.inf, dtype=torch.float64) for shape in (z.shape[:1], z.shape)])
     with torch.no_grad():
-        for some in z.split(chunk):
-            parts.append(aggregate_posterior(some, mean, logvar, -math.log(len(mean))))
-            on_chunk(len(some) * len(mean))
-    log_q, log_qs = zip(*parts, strict=True)
-    return torch.cat(log_q), torch.cat(log_qs)
+        for among in zip(mean.split(chunk), logvar.split(chunk), strict=True):
+            for first in range(0, len(z), _ROWS):
+                rows = slice(first, first + _ROWS)
+                found = aggregate_posterior(z[rows], *among, -math.log(len(mean)))
+                for result, part in zip(results, found, strict=True):
+                    result[rows] = torch.logaddexp(result[rows], part.double())
+                on_chunk(len(z[rows]) * len(among[0]))
+    return results
 
 
 class Information(NamedTuple):
@@ -85,7 +91,7 @@ def information(
     factors=None,
     *,
     samples: int = 10_000,
-    chunk: int = 512,
+    chunk: int = 16_384,
     seed: int | torch.Tensor | None = None,
     progress: bool = False,
 ) -> Information:
@@ -125,7 +131,6 @@ def information(
     alike = sum(int(n[group[chosen]].sum()) for group, n in zip(groups, sizes, strict=True))
     with _bar(len(z) * len(mean) + alike, progress) as on_chunk:
         log_q, log_qs = aggregate_log_prob(z, mean, logvar, chunk=chunk, on_chunk=on_chunk)
-        log_q, log_qs = log_q.double(), log_qs.double()
         told = [
             (_log_conditional(z, group[chosen], mean, logvar, group, chunk, on_chunk) - log_qs).mean(0)
             for group in groups
@@ -177,7 +182,7 @@ def _log_conditional(z, of_z, mean, logvar, group, chunk, on_chunk) -> torch.Ten
     for value in of_z.unique():
         asked, among = of_z == value, group == value
         _, log_qs = aggregate_log_prob(z[asked], mean[among], logvar[among], chunk=chunk, on_chunk=on_chunk)
-        result[asked] = log_qs.double()
+        result[asked] = log_qs
     return result
 
 

@@ -57,7 +57,7 @@ def sliced_wasserstein(x, y, projections: int = 50, *, seed=None, group=None) ->
     n, m = len(x), len(y)
     steps = torch.cat([torch.arange(n + 1, device=x.device) * m, torch.arange(1, m, device=x.device) * n]).sort().values
     start, length = steps[:-1], steps.diff().to(x.dtype) / (n * m)
-    return length @ (x[start // m] - y[start // n]).square().mean(1)
+    return (length * (x[start // m] - y[start // n]).square().mean(1)).sum()
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
