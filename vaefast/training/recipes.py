@@ -9,7 +9,8 @@ RECIPES: dict[str, dict] = {
         "model": "residual",
         "likelihood": "optimal_sigma",
         "latent": 16,
+        "objective": "vaegan",
+        "objective_options": "reconstruction=likelihood width=16",
         "epochs": 25,
-        "ema": 0.999,
     },
 }
