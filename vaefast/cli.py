@@ -72,19 +72,6 @@ def _info(as_json: bool) -> int:
     return 0
 
 
-_TRAIN_HELP = {
-    "output": (str, "FOLDER", "where the results go; made if it is not there, replaced if it holds an earlier run"),
-    "epochs": (int, "N", "how many times to go through the training images"),
-    "batch_size": (int, "N", "images per training step; more are faster per image, fewer learn more per epoch"),
-    "latent": (int, "N", "how many numbers describe an image; more give sharper copies, fewer give better inventions"),
-    "lr": (float, "RATE", "learning rate of Adam at the start; it falls to zero along a cosine"),
-    "seed": (int, "N", "the same seed on the same machine gives the same weights"),
-    "device": (str, "NAME", "auto (a GPU if there is one), cpu, cuda, cuda:1, …"),
-    "backend": (str, "NAME", "whose kernels run: auto (the fastest here), cuda, triton, cpu or reference"),
-    "threads": (int, "N", "CPU threads; a model this small gains nothing from more than one or two"),
-}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("vaefast", description="Variational autoencoders with fused kernels.")
     parser.add_argument("--version", action="version", version=f"vaefast {__version__}")
@@ -98,9 +85,14 @@ def _parser() -> argparse.ArgumentParser:
         "keeps the weights.",
     )
     for field in dataclasses.fields(Settings):
-        kind, metavar, what = _TRAIN_HELP[field.name]
-        option = f"--{field.name.replace('_', '-')}"
-        train.add_argument(option, type=kind, metavar=metavar, default=field.default, help=f"{what} (%(default)s)")
+        option, off = f"--{field.name.replace('_', '-')}", "off" if field.default is None else field.default
+        common = {"default": argparse.SUPPRESS, "help": f"{field.metadata['help']} ({off})".replace("%", "%%")}
+        kind = field.type.removesuffix(" | None")
+        if kind == "bool":
+            train.add_argument(option, action="store_true", **common)
+        else:
+            kinds = {"int": int, "float": float, "str": str}
+            train.add_argument(option, type=kinds[kind], metavar=field.metadata["metavar"], **common)
     train.set_defaults(command=_train)
 
     shows = commands.add_parser(

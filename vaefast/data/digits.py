@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
+from vaefast.data.split import Split
+
 _HELD_OUT_EVERY = 10
-
-
-class Split(NamedTuple):
-    """Images uint8 [N, C, H, W] and their labels int64 [N]; `test` is never trained on."""
-
-    train: torch.Tensor
-    train_labels: torch.Tensor
-    test: torch.Tensor
-    test_labels: torch.Tensor
 
 
 def digits() -> Split:

@@ -43,8 +43,9 @@ def curves(history: Sequence[dict[str, dict[str, float]]]) -> bytes:
     epochs = range(1, len(history) + 1)
     for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         for split in history[0]:
-            axes.plot(epochs, [row[split][part] for row in history], label=split)
-        axes.set(title=part, xlabel="epoch", ylabel="nats per image")
+            if part in history[0][split]:  # a critic's are of the training alone
+                axes.plot(epochs, [row[split].get(part) for row in history], label=split)
+        axes.set(title=part, xlabel="epoch", ylabel="nats per sample")
         axes.grid(alpha=0.3)
         axes.legend()
     return _png(lambda file: figure.savefig(file, format="png", dpi=120))
