@@ -5,12 +5,21 @@ from __future__ import annotations
 import inspect
 
 from vaefast.models import parts, priors
+from vaefast.models.autoencoder_kl import AutoencoderKL, autoencoder_kl, from_diffusers_config
 from vaefast.models.conv import conv_vae
 from vaefast.models.dense import DenseDecoder, DenseEncoder, dense_vae
+from vaefast.models.ladder import LadderVAE, ladder_vae
 from vaefast.models.residual import residual_vae
 from vaefast.models.vae import VAE, VAEOutput
+from vaefast.models.vaegan import VAEGAN, ImageCritic, PatchCritic
 
-NAMES = {"dense": dense_vae, "conv": conv_vae, "residual": residual_vae}
+NAMES = {
+    "dense": dense_vae,
+    "conv": conv_vae,
+    "residual": residual_vae,
+    "ladder": ladder_vae,
+    "autoencoder_kl": autoencoder_kl,
+}
 
 
 def create(name: str, **options) -> VAE:
@@ -42,12 +51,20 @@ def _plain(value):
 __all__ = [
     "NAMES",
     "VAE",
+    "VAEGAN",
+    "AutoencoderKL",
     "DenseDecoder",
     "DenseEncoder",
+    "ImageCritic",
+    "LadderVAE",
+    "PatchCritic",
     "VAEOutput",
+    "autoencoder_kl",
     "conv_vae",
     "create",
     "dense_vae",
+    "from_diffusers_config",
+    "ladder_vae",
     "priors",
     "residual_vae",
 ]

@@ -14,7 +14,8 @@ from vaefast.models.vae import VAE
 
 
 class Block(nn.Module):
-    """x + f(x), f: four times activation and convolution, 1x1, 3x3, 3x3 and 1x1, the inner ones of `bottleneck` channels.
+    """x + f(x), f: four times activation and convolution, 1x1, 3x3, 3x3 and 1x1, with `bottleneck` channels
+    between them.
 
     The last convolution's first weights are multiplied by 1 / sqrt(depth), depth the number of blocks in a row, so that
     the signal's variance does not grow with the depth.

@@ -71,12 +71,17 @@ class VAE(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, *, seed=None) -> VAEOutput:
         """Encode, draw z, decode; `seed` as for `vaefast.rsample`."""
+        z, kl, posterior = self.draw(x, seed=seed)
+        return VAEOutput(self.parameters_of(z), z, kl, posterior)
+
+    def draw(self, x: torch.Tensor, *, seed=None) -> tuple[torch.Tensor, torch.Tensor, DiagonalGaussian]:
+        """`forward` without the decoder: (z, kl, posterior)."""
         moments = self.moments(x)
         z, kl = self.latent(moments, seed=seed)
         posterior = DiagonalGaussian(moments)
         if self.prior is not None:
             kl = -gaussian_nll(posterior.mean, z, posterior.logvar) - self.log_prior(z)
-        return VAEOutput(self.parameters_of(z), z, kl, posterior)
+        return z, kl, posterior
 
     def encode(self, x: torch.Tensor) -> DiagonalGaussian:
         """q(z | x)."""

@@ -7,8 +7,13 @@ parts, called in the same step after the objective itself.
 from __future__ import annotations
 
 from vaefast.objectives.elbo import elbo
+from vaefast.objectives.vaegan import LarsenVAEGAN, PatchVAEGAN
 
-NAMES = {"elbo": lambda: elbo}
+NAMES = {
+    "elbo": lambda: elbo,
+    "vaegan": PatchVAEGAN,
+    "vaegan_larsen": LarsenVAEGAN,
+}
 
 
 def create(name: str, **options):
@@ -22,4 +27,10 @@ def create(name: str, **options):
     return NAMES[name](**options)
 
 
-__all__ = ["NAMES", "create", "elbo"]
+__all__ = [
+    "NAMES",
+    "LarsenVAEGAN",
+    "PatchVAEGAN",
+    "create",
+    "elbo",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ class _Skip(nn.Module):
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int):
         super().__init__()
         sizes = [inputs, *hidden]
-        layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (he(nn.Linear(a, b)), nn.ReLU())]
+        layers = [m for a, b in itertools.pairwise(sizes) for m in (he(nn.Linear(a, b)), nn.ReLU())]
         self.hidden = nn.Sequential(*layers)
         self.last = glorot(nn.Linear(sizes[-1] + inputs, outputs))
 
