@@ -52,6 +52,7 @@ struct Pairs {
   const void *grad_value, *grad_values;        // backward: null where the density has none
   void *grad_points, *grad_centres, *grad_logvar, *grad_log_weights;
   double every, own, next;  // added to the weight of every pair, of (i, i) beyond that, of (i, i + 1 mod cols)
+  int64_t first;            // the rows' own cols begin here: i is first + row
   // Of points with themselves (centres are points): each pair of two counts once, twice as much, and grad_points is the
   // gradient of the points in both their parts.
   bool symmetric;

@@ -181,9 +181,10 @@ class PairsRunner {
   // The first col that `row` … meet, in whole vectors.
   int64_t first_col(int64_t row) const { return p_.symmetric ? row / kLanes * kLanes : 0; }
 
-  // What the pairs (row, row) and (row, row + 1 mod cols) have beyond the others, and what a symmetric walk takes from
-  // the others before them; false where col … has none of these.
+  // What the pairs (i, i) and (i, i + 1 mod cols) of i = first + row have beyond the others, and what a symmetric walk
+  // takes from the others before them; false where col … has none of these.
   bool special(int64_t row, int64_t col, V* extra, int count) const {
+    row += p_.first;
     int64_t next = row + 1 == cols_ ? 0 : row + 1, size = int64_t{count} * kLanes;
     bool own_is_here = row >= col && row < col + size, next_is_here = next >= col && next < col + size;
     bool before_is_here = p_.symmetric && row > col;

@@ -12,6 +12,7 @@ from vaefast.metrics.evaluate import ROWS, compare, draw, evaluate, table
 from vaefast.metrics.features import Inception, Lite0, extract, reference_features
 from vaefast.metrics.frechet import frechet_distance, kernel_distance
 from vaefast.metrics.images import Folder, as_images
+from vaefast.metrics.information import Information, aggregate_log_prob, information, mig
 from vaefast.metrics.likelihood import bits_per_dimension, importance_nll
 from vaefast.metrics.lpips import LPIPS, lpips_diversity
 from vaefast.metrics.manifold import coverage, density, prdc, precision, recall
@@ -27,10 +28,12 @@ __all__ = [
     "Estimate",
     "Folder",
     "Inception",
+    "Information",
     "Lite0",
     "Posteriors",
     "Reference",
     "active_units",
+    "aggregate_log_prob",
     "as_images",
     "authenticity",
     "bits_per_dimension",
@@ -45,9 +48,11 @@ __all__ = [
     "extract",
     "frechet_distance",
     "importance_nll",
+    "information",
     "kernel_distance",
     "laplacian_variance",
     "lpips_diversity",
+    "mig",
     "mutual_information",
     "posteriors",
     "prdc",
