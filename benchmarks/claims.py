@@ -45,7 +45,7 @@ METHODS = {  # an objective and its options: 16 samples of z for each image
 SIGMAS = {"fixed sigma": ("gaussian", {"logvar": 0.0}), "learned sigma": ("optimal_sigma", {})}
 PARTS = {
     # importance: samples of the NLL; images: held-out ones that are measured
-    "nll": {"steps": 6000, "batch": 50, "lr": 2e-3, "images": 1000, "importance": 5000},
+    "nll": {"steps": 5000, "batch": 50, "lr": 3e-3, "images": 1000, "importance": 5000},
     "fashion": {"steps": 2500, "batch": 64, "lr": 1e-3, "images": 5000, "limit": 20000, "second_stage_steps": 1000},
     "ladder": {"steps": 2500, "batch": 64, "lr": 2e-3, "images": 300, "importance": 500},
 }
