@@ -46,8 +46,8 @@ VF_FN void add(LogSum<V>& to, const V* x) {
   V max = to.max;  // finite from the start: -inf less -inf is not met
   for (int v = 0; v < N; ++v) max = select(x[v] > max, x[v], max);
   max = N_::at_most(max, splat<V>(kLargest<Scalar<V>>));
-  V sum = to.sum * exp_parts(to.max - max).exp;
-  for (int v = 0; v < N; ++v) sum += exp_parts(x[v] - max).exp;
+  V sum = to.sum * exp_only(to.max - max);
+  for (int v = 0; v < N; ++v) sum += exp_only(x[v] - max);
   to = {max, sum};
 }
 
@@ -55,7 +55,7 @@ template <class V>
 Scalar<V> total(LogSum<V> lanes) {
   Scalar<V> max = lanes.max[0];
   for (size_t l = 1; l < sizeof(V) / sizeof(max); ++l) max = lanes.max[l] > max ? lanes.max[l] : max;
-  lanes.sum *= exp_parts(lanes.max - max).exp;
+  lanes.sum *= exp_only(lanes.max - max);
   return max + log(add_lanes<Scalar<V>, kBytes>(lanes.sum));
 }
 
@@ -360,7 +360,7 @@ class PairsRunner {
     V weight = load<V>(cols_data_.last + col), all{};
     for (int r = 0; r < kRows; ++r) {
       if constexpr (D::logarithm)
-        slope[r] = exp_parts(weight + extra[r] - slope[r] - rows[r].value).exp * -rows[r].grad;
+        slope[r] = exp_only(weight + extra[r] - slope[r] - rows[r].value) * -rows[r].grad;
       else {
         Kernel<V> kernel = D::kernel(slope[r], scales_.get(), p_.scale_count);
         V counts = weight + extra[r];
@@ -393,7 +393,7 @@ class PairsRunner {
         if constexpr (D::dimensions) {
           V x = N::multiply_add(-u, u, load<V>(cols_data_.c + at));
           if (Special) x += extra[r];
-          g = N::multiply_add(exp_parts(x - finite(rows[r].values[d] - every)).exp, splat<V>(-rows[r].grads[d]), g);
+          g = N::multiply_add(exp_only(x - finite(rows[r].values[d] - every)), splat<V>(-rows[r].grads[d]), g);
           all += g;
         }
         V& point = room[r * dims_ + d];

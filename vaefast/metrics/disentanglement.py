@@ -36,7 +36,7 @@ def dci(latents: torch.Tensor, factors: torch.Tensor, *, trees: int = 50, seed: 
 
     H_K is the entropy to base K. Range 0...1, higher is better. Intervals: over the dimensions, the factors, and the
     rows held out. Eastwood and Williams 2018 (ICLR, "A framework for the quantitative evaluation of disentangled
-    representations"), section 2, with forests as there, accuracy in place of the error.
+    representations"), section 2, with accuracy in place of the error.
 
     Blind to a rotation within one factor: two dimensions that share a factor lower completeness alone.
 
@@ -53,17 +53,19 @@ def dci(latents: torch.Tensor, factors: torch.Tensor, *, trees: int = 50, seed: 
     held_out = torch.arange(len(z)) % _HELD_OUT_EVERY == 0
     columns, right = [], []
     for k in range(y.shape[1]):
-        forest = RandomForestClassifier(trees, random_state=seed).fit(z[~held_out].numpy(), y[~held_out, k].numpy())
+        # every split sees every dimension: forests that see a few give importance to those that say nothing
+        forest = RandomForestClassifier(trees, max_features=None, random_state=seed)
+        forest.fit(z[~held_out].numpy(), y[~held_out, k].numpy())
         columns.append(torch.from_numpy(forest.feature_importances_))
         right.append(torch.from_numpy(forest.predict(z[held_out].numpy())) == y[held_out, k])
     importance = torch.stack(columns, 1)
     weights = importance.sum(1) / importance.sum()
     by_dimension = 1 - _entropy(importance / importance.sum(1, keepdim=True).clamp(min=1e-30), 1)
-    weighted = weights * by_dimension
+    disentanglement = float((weights * by_dimension).sum())
     return DCI(
-        estimate.linear(float(weighted.sum()), weighted * len(weights), minimum=0.0),
-        estimate.mean(1 - _entropy(importance, 0)),
-        estimate.mean(torch.stack(right).double().mean(0)),
+        _clipped(estimate.linear(disentanglement, len(weights) * weights * (by_dimension - disentanglement))),
+        _clipped(estimate.mean(1 - _entropy(importance, 0))),
+        estimate.proportion(torch.cat(right)),
         importance,
     )
 
@@ -97,7 +99,7 @@ def sap(latents: torch.Tensor, factors: torch.Tensor, *, seed: int = 0) -> Estim
             scores.append(balanced_accuracy_score(y[held_out, k].numpy(), predicted))
         second, first = sorted(scores)[-2:]
         gaps.append(first - second)
-    return estimate.mean(torch.tensor(gaps))
+    return _clipped(estimate.mean(torch.tensor(gaps)))
 
 
 def _checked(latents: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,6 +108,10 @@ def _checked(latents: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor
             f"latents and factors must be [N, D] and [N, K], got {list(latents.shape)} and {list(factors.shape)}"
         )
     return latents.double().cpu(), factors.cpu()
+
+
+def _clipped(found: Estimate) -> Estimate:
+    return Estimate(*(min(max(end, 0.0), 1.0) for end in found))
 
 
 def _entropy(p: torch.Tensor, dim: int) -> torch.Tensor:

@@ -71,7 +71,8 @@ def compare(
 ) -> dict[str, dict]:
     """The measures of a set of images, without a model: entries as those of `evaluate`, those of ROWS that apply.
 
-    Where samples and real images are not equally many, measures that must see as many of each see the first ones.
+    Where samples and real images are not equally many, measures that must see as many of each see rows of the larger
+    set spread evenly over it.
 
     Args:
         samples, real: images as for `as_images`; real ones that the model was not trained on.
@@ -108,7 +109,7 @@ def compare(
 
 def _of_features(reference: Reference, fake: Reference) -> dict[str, Estimate]:
     count = min(len(reference), len(fake))
-    equal = [r if len(r) == count else Reference(r.features[:count]) for r in (reference, fake)]
+    equal = [r if len(r) == count else Reference(r.features[spread(len(r), count)]) for r in (reference, fake)]
     return {
         "frechet_distance": frechet.frechet_distance(reference, fake),
         "kernel_distance": frechet.kernel_distance(reference, fake),
@@ -122,7 +123,7 @@ def _of_images(real, samples, seed: int, device: str) -> dict[str, Estimate]:
     variances = map(sharpness.laplacian_variance, (real, samples))
     found = {"sharpness_ratio": sharpness.sharpness_ratio(*variances)}
     if lpips.available():
-        found["lpips_diversity"] = lpips.lpips_diversity(samples, seed=seed, device=device)
+        found["lpips_diversity"] = lpips.lpips_diversity(samples, pairs=lpips.PAIRS, seed=seed, device=device)
     return found
 
 
@@ -167,7 +168,7 @@ def evaluate(
     seed: int = 0,
     progress: bool = True,
     importance_samples: int = likelihood.SAMPLES,
-    likelihood_images: int = 500,
+    likelihood_images: int = 250,
 ) -> dict[str, dict]:
     """Every measure of ROWS, of a model that saw `train` and did not see `test`.
 
@@ -189,7 +190,11 @@ def evaluate(
         name -> {"value", "low", "high": its 95 % interval, "direction", "label", "complaint", "versions", and, where it
         depends on them, "extractor", "extractor_version", "samples", "real", "training_images": what as many training
         images get in place of the samples (held-out ones for authenticity)}, as JSON can hold it. dimension_kl has
-        "dimensions", a list. What the model cannot be asked has value None and "why_not".
+        "dimensions", a list, and active_units their number; mutual_information its "limit", log N; the likelihoods
+        "importance_samples" and whether it is a "density". What the model cannot be asked has value None and "why_not".
+
+    Raises:
+        ValueError: for a model whose samples are NaN.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -232,6 +237,7 @@ def _likelihood(model: nn.Module, x: torch.Tensor, samples: int, seed: int) -> d
     return {name: entry(name, value, **facts) for name, value in zip(names, (nll, bits), strict=True)}
 
 
+@torch.no_grad()
 def draw(model: nn.Module, count: int, *, sampler=None, seed: int = 0) -> torch.Tensor:
     """`count` samples of the model, uint8 on the CPU, a few at a time; the same for the same seed."""
     options = {} if sampler is None else {"sampler": sampler}
@@ -251,13 +257,14 @@ def table(results: dict[str, dict]) -> str:
     lines = ["| complaint | measure | value | 95 % interval | training images | better |", "|---|---|---|---|---|---|"]
     for result in results.values():
         shown = result.get("training_images")
-        interval = "" if result["value"] is None else f"{_number(result['low'])} … {_number(result['high'])}"
-        value = result.get("why_not") or _number(result["value"])
-        attained = "" if shown is None else _number(shown)
+        interval = "" if result["value"] is None else f"{number(result['low'])} … {number(result['high'])}"
+        value = result.get("why_not") or number(result["value"])
+        attained = "" if shown is None else number(shown)
         better = {"real": "as real", "none": ""}.get(result["direction"], result["direction"])
         lines.append(f"| {result['complaint']} | {result['label']} | {value} | {interval} | {attained} | {better} |")
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """To three digits, without an exponent where it is large."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -187,7 +187,7 @@ def reference_features(source, extractor: Extractor | None = None, *, progress: 
     source, extractor = as_images(source), extractor or create()
     digest = hashlib.sha256(repr((len(source), *source[:1].shape)).encode())
     for start in range(0, len(source), 1024):
-        digest.update(source[start : start + 1024].cpu().contiguous().numpy().tobytes())
+        digest.update(source[start : start + 1024].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     key = extractor.name, getattr(extractor, "version", ""), digest.hexdigest()
     if key not in _references:
         _references[key] = Reference(extract(source, extractor, progress=progress))

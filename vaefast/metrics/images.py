@@ -81,5 +81,11 @@ def unit_images(x: torch.Tensor) -> torch.Tensor:
 
 
 def levels(x: torch.Tensor) -> torch.Tensor:
-    """What a decoder says, as images are stored: clamped to [0, 1] and rounded to uint8."""
+    """What a decoder says, as images are stored: clamped to [0, 1] and rounded to uint8.
+
+    Raises:
+        ValueError: for NaN, which has no level.
+    """
+    if x.isnan().any():
+        raise ValueError("images must be numbers, got NaN among them")
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)

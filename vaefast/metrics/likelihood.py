@@ -10,7 +10,7 @@ from vaefast import nn
 from vaefast.metrics import estimate
 from vaefast.metrics.estimate import Estimate
 
-SAMPLES = 64
+SAMPLES = 50
 LEVELS = 256
 # those that give probabilities of levels; the others give densities
 _OF_LEVELS = (

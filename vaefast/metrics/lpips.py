@@ -37,8 +37,8 @@ class LPIPS(nn.Module):
         sum_l mean_hw sum_c w_lc (a^l_chw - b^l_chw)^2,  a^l the l-th layer, of length 1 along c
 
     The shift-tolerant AlexNet of Ghildyal and Liu 2022 (arXiv 2207.13686), a descendant of Zhang et al. 2018 (arXiv
-    1801.03924): trunk and heads come inside the wheel stlpips_pytorch (BSD-2; only its checkpoint is read). Range 0...,
-    about 1 for unrelated photos. Sides below 32 are enlarged to 32. It is ST-LPIPS, not comparable with LPIPS.
+    1801.03924): trunk and heads come inside the wheel stlpips_pytorch (BSD-2; only its checkpoint is read). Range 0....
+    Sides below 32 are enlarged to 32. It is ST-LPIPS: not comparable with LPIPS.
 
     Raises:
         ModuleNotFoundError: without the wheel (`pip install "vaefast[metrics]"`).

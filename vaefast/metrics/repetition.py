@@ -23,7 +23,8 @@ def duplicate_rate(
     Range 0...1; about `quantile` is right, more is repetition. Interval over the samples, t taken as given. The idea is
     that of the birthday paradox test (Arora and Zhang 2017, arXiv 1706.08224), with a threshold in place of a person.
 
-    Blind to a mode that is missing, as long as what is there varies; and blur, which brings features together, counts.
+    Blind to a mode that is missing, as long as what is there varies; one t serves all classes, so that those whose
+    images are alike anyway (the zeros among digits) count first.
 
     Args:
         real, fake: features [N, F] or a Reference, as many of each: nearest neighbours are nearer in larger sets.

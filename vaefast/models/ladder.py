@@ -90,7 +90,7 @@ class LadderVAE(VAE):
         super().__init__(nn.ModuleList(encoder), decoder, (size,), likelihood)
         self.levels = nn.ModuleList(levels)
         self.ups = nn.ModuleList(ups)
-        self.start = nn.Parameter(torch.zeros(1, levels[0].project.out_channels, 1, 1))
+        self.start = nn.Parameter(torch.randn(1, levels[0].project.out_channels, 1, 1))
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The encoder's, top first."""

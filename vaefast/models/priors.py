@@ -131,7 +131,7 @@ class FlowPrior(Prior):
 
     Args:
         latent_shape: shape of one z, of at least 2 numbers.
-        layers: affine couplings; between them the numbers are put in another, fixed order.
+        layers: affine couplings, in pairs that move either half; each pair has an order of the numbers of its own.
         hidden: units of each of the two hidden layers of a coupling.
 
     At the start u is z in another order, so that p(z) = N(0, I).
@@ -143,7 +143,7 @@ class FlowPrior(Prior):
         if size < 2:
             raise ValueError(f"latent_shape must hold at least 2 numbers for a flow, got {self.latent_shape}")
         self.couplings = nn.ModuleList(_Coupling(size, hidden, bool(i % 2)) for i in range(layers))
-        for i in range(layers):
+        for i in range(0, layers, 2):  # the second of a pair moves what the first one kept
             order = torch.randperm(size, generator=torch.Generator().manual_seed(i))
             self.register_buffer(f"order_{i}", order, persistent=False)
 
@@ -151,14 +151,15 @@ class FlowPrior(Prior):
         """z [B, *latent_shape] -> (u [B, D], log |det du/dz| [B])."""
         u, log_det = z.flatten(1), 0
         for i, coupling in enumerate(self.couplings):
-            u, log_scale = coupling(u[:, getattr(self, f"order_{i}")])
+            u, log_scale = coupling(u if i % 2 else u[:, getattr(self, f"order_{i}")])
             log_det = log_det + log_scale
         return u, log_det
 
     def inverse(self, u: torch.Tensor) -> torch.Tensor:
         """u [B, D] -> z [B, *latent_shape]."""
         for i in reversed(range(len(self.couplings))):
-            u = self.couplings[i].inverse(u)[:, getattr(self, f"order_{i}").argsort()]
+            u = self.couplings[i].inverse(u)
+            u = u if i % 2 else u[:, getattr(self, f"order_{i}").argsort()]
         return u.reshape(-1, *self.latent_shape)
 
     def log_prob(self, z: torch.Tensor, encode: Callable | None = None) -> torch.Tensor:

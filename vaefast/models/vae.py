@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from vaefast.distributions import DiagonalGaussian
+from vaefast.models.pretrained import Pretrained
 from vaefast.nn import Bernoulli, GaussianLatent, unit
 from vaefast.ops import _checks, draw_seed, gaussian_nll, rsample_log_ratio, standard_normal
 
@@ -23,7 +24,7 @@ class VAEOutput(NamedTuple):
     posterior: DiagonalGaussian | None = None
 
 
-class VAE(torch.nn.Module):
+class VAE(Pretrained, torch.nn.Module):
     """q(z | x) = N(mean, exp(logvar)), p(z) = N(0, I), p(x | z) = likelihood(decoder(z)) (Kingma and Welling 2014).
 
     Args:

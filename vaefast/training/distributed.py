@@ -48,7 +48,7 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
     """Give every rank what rank 0 holds, in place."""
     if world() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor.detach(), 0)
 
 
 def gather(tensor: torch.Tensor) -> list[torch.Tensor]:

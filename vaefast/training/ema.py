@@ -17,6 +17,9 @@ class EMA:
         model: its parameters of floating point are averaged, in their own type.
         decay: above 0, below 1.
 
+    Attributes:
+        average: the averaged tensors, in the order of the parameters.
+
     Raises:
         ValueError: for a decay out of its range.
     """
@@ -28,33 +31,33 @@ class EMA:
         self.count = 0
         named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         self._names, self._weights = list(named), [p.detach() for p in named.values()]
-        self._average = [p.clone() for p in self._weights]
+        self.average = [p.clone() for p in self._weights]
 
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+        torch._foreach_lerp_(self.average, self._weights, 1 - decay)
         self.count += 1
 
     def restart(self) -> None:
         """The average becomes what the model holds."""
-        torch._foreach_copy_(self._average, self._weights)
+        torch._foreach_copy_(self.average, self._weights)
 
     @contextlib.contextmanager
     def applied(self):
         """The model holds the average within the block, and its own weights again, bit for bit, after it."""
         own = [p.clone() for p in self._weights]
-        torch._foreach_copy_(self._weights, self._average)
+        torch._foreach_copy_(self._weights, self.average)
         try:
             yield
         finally:
             torch._foreach_copy_(self._weights, own)
 
     def state_dict(self) -> dict:
-        return {"count": self.count, "average": dict(zip(self._names, self._average, strict=True))}
+        return {"count": self.count, "average": dict(zip(self._names, self.average, strict=True))}
 
     def load_state_dict(self, state: dict) -> None:
         self.count = state["count"]
         torch._foreach_copy_(
-            self._average, [state["average"][name].to(a) for name, a in zip(self._names, self._average, strict=True)]
+            self.average, [state["average"][name].to(a) for name, a in zip(self._names, self.average, strict=True)]
         )

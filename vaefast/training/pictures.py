@@ -30,7 +30,9 @@ def grid(images: torch.Tensor, columns: int) -> bytes:
 
 def reconstructions(images: torch.Tensor, reconstructed: torch.Tensor, columns: int) -> bytes:
     """A grid whose rows alternate: originals, and below them their reconstructions. Both [N, C, H, W]."""
-    pairs = zip(unit(images).split(columns), reconstructed.split(columns), strict=True)
+    blank = reconstructed.new_ones(-len(images) % columns, *images.shape[1:])  # so that no row holds both
+    images, reconstructed = (torch.cat([x.to(blank), blank]) for x in (unit(images), reconstructed))
+    pairs = zip(images.split(columns), reconstructed.split(columns), strict=True)
     return grid(torch.cat([row.to(reconstructed) for pair in pairs for row in pair]), columns)
 
 

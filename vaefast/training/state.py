@@ -66,7 +66,7 @@ def _unpack(value, tensors: dict[str, torch.Tensor]):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content]
+        return tensors[content].clone()  # not the file, mapped into memory
     if kind == "tuple":
         return tuple(_unpack(v, tensors) for v in content)
     return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}

@@ -161,7 +161,9 @@ class Trainer:
         if self.early_stop is not None and held_out is None:
             raise ValueError("early_stop needs held-out data")
         self._stopping = False
-        distributed.broadcast([*self.model.parameters(), *self.model.buffers()])
+        modules = [m for m in (self.model, self.objective) if isinstance(m, torch.nn.Module)]
+        distributed.broadcast(t for m in modules for t in (*m.parameters(), *m.buffers()))
+        distributed.broadcast([] if self.ema is None else self.ema.average)
         for _ in range(epochs):
             if self.early_stop is not None and self.early_stop.reached:
                 return
@@ -235,13 +237,13 @@ class Trainer:
         return batches
 
     def _eager_step(self, batches: list[torch.Tensor]) -> tuple[list[tuple[dict, torch.Tensor]], torch.Tensor]:
-        """The model's step, then the critic's: their parts, and whether each was taken; [1 if unsound, its loss]."""
-        parts, taken, sound = self._minimise(self._update, self._loss, batches)
-        done = [(p, taken) for p in parts]
+        """The model's step, then the critic's: their parts, and whether these count; [1 if unsound, its loss]."""
+        parts, taken, counted, sound = self._minimise(self._update, self._loss, batches)
+        done = [(p, counted) for p in parts]
         if self._critic_update is not None:
-            critic_parts, critic_taken, critic_sound = self._minimise(self._critic_update, self._critic_loss, batches)
-            done += [({_critic_name(n): v for n, v in p.items()}, critic_taken) for p in critic_parts]
-            sound, taken = sound & critic_sound, taken & critic_taken
+            critic = self._minimise(self._critic_update, self._critic_loss, batches)
+            done += [({_critic_name(n): v for n, v in p.items()}, critic[2]) for p in critic[0]]
+            taken, sound = taken & critic[1], sound & critic[3]
         loss = sum(p["loss"].detach().sum(dtype=torch.float64) for p in parts)
         unsound = torch.stack([(~sound).to(torch.float64), torch.where(sound, 0.0, loss)])
         self._skipped += (~taken).to(torch.int64)
@@ -319,6 +321,7 @@ class Trainer:
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "annealers": {name: annealer.state_dict() for name, annealer in self.annealers.items()},
+            "annealed": self._annealed,  # of the last step: an evaluation sees it
             "early_stop": None if self.early_stop is None else self.early_stop.state_dict(),
             "generators": [distributed.gather(s.to(self.device)) for s in state.generators(self.device)],
             "epoch_began": self._epoch_began if self._position else None,
@@ -360,7 +363,7 @@ class Trainer:
                 part.load_state_dict(saved[name])
         for name, annealer in self.annealers.items():
             annealer.load_state_dict(saved["annealers"][name])
-            self._annealed[name].fill_(annealer.value)
+            self._annealed[name].copy_(saved["annealed"][name])
         rank, device = distributed.rank(), self.device
         self._begin_epoch()
         self._means.load_state_dict(saved["means"][rank], device)

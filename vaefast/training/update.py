@@ -46,7 +46,7 @@ class Update:
     def _make_capturable(self, name: str) -> None:
         for group in self.optimizer.param_groups:
             if not group.get("fused") or "capturable" not in group:
-                raise ValueError(f"cuda_graph needs a {name} with fused=True, such as torch.optim.Adam(…, fused=True)")
+                raise ValueError(f"cuda_graph needs {name} to have fused=True, such as torch.optim.Adam(…, fused=True)")
             group["capturable"] = True
             # a number would be frozen in the graph; schedules fill a tensor in place
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(self._parameters[0].device)
@@ -55,12 +55,13 @@ class Update:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     @torch.no_grad()
-    def step(self, losses: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, losses: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Step unless it is to be skipped. `losses`: this rank's, each a scalar.
 
         Returns:
-            (taken, sound), 0-d bool: whether the step was taken; whether loss and gradient were finite, where an
-            overflow that the scaler looks after counts as finite.
+            (taken, counted, sound), 0-d bool: whether the step was taken; whether its loss shall be part of a mean;
+            whether loss and gradient were finite. A gradient that overflows under a loss scale is sound and counted:
+            the step is not taken, and the scale falls.
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         finite = torch.stack([loss.detach().isfinite() for loss in losses]).all()
@@ -71,9 +72,10 @@ class Update:
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(gradients)
         taken = finite & norm.isfinite()
-        sound = taken if self.scaler is None else finite
+        counted = sound = taken if self.scaler is None else finite
         if self.skip_above is not None:
-            taken = taken & (norm <= self.skip_above)
+            below = ~(norm > self.skip_above) | norm.isinf()
+            taken, counted = taken & below, counted & below
         if self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
         if self.captured:  # fused optimizers leave weights and moments alone where found_inf is not 0
@@ -83,7 +85,7 @@ class Update:
             self.optimizer.step() if self.scaler is None else self.scaler.step(self.optimizer)
         if self.scaler is not None:
             self.scaler.update()
-        return taken, sound
+        return taken, counted, sound
 
     def state_dict(self) -> dict:
         scaler = None if self.scaler is None else self.scaler.state_dict()
