@@ -14,21 +14,19 @@ claims.json; --report makes page and pictures again from claims.json alone. The 
 from __future__ import annotations
 
 import argparse
-import base64
 import datetime
 import itertools
 import json
 import multiprocessing
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
 
-from benchmarks import facts
+from benchmarks import facts, pages
 from benchmarks.claims_page import LENGTHS, SHOWN, page, pictures
 from vaefast.training import checkpoint
 
@@ -178,13 +176,8 @@ def _fashion(settings: dict, split) -> dict:
         name: metrics.frechet_distance(real, metrics.extract(images, network, progress=None)).value
         for name, images in sets.items()
     }
-    shown = {name: _packed(images[:SHOWN]) for name, images in sets.items()} if settings["seed"] == 0 else {}
+    shown = {name: pages.packed(images[:SHOWN]) for name, images in sets.items()} if settings["seed"] == 0 else {}
     return found | {"test_images": len(test), "frechet_distance": distances, "shown": shown}
-
-
-def _packed(images: torch.Tensor) -> str:
-    """uint8 images [N, 1, H, W] in a row [H, N W], as text that JSON can hold."""
-    return base64.b64encode(zlib.compress(torch.cat(list(images[:, 0]), 1).numpy().tobytes(), 9)).decode()
 
 
 _DO = {"nll": _nll, "fashion": _fashion, "ladder": _ladder}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import statistics
-import zlib
 from typing import NamedTuple
 
-import torch
-
-from benchmarks import study
+from benchmarks import pages
 
 PASSES = 3280  # over 60,000 images: the schedule of Burda et al. 2016, section 5, which the later papers keep
 TIED = 0.25  # nats: reproductions of one setting have moved published values by 0.12 to 0.41
@@ -37,11 +33,6 @@ DEPTHS = ("1", "2", "3")
 LADDER_PUBLISHED = {3: 79.24, 6: 78.52, 12: 78.30}  # levels -> NLL, static binarisation
 
 
-def _unpacked(text: str) -> torch.Tensor:
-    row = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8)
-    return row.view(-1, SHOWN * 28)
-
-
 def by_seed(results: dict, part: str, name: str, measure: str) -> dict[int, float]:
     """seed -> value of a measure of the runs of this name; of a Fréchet distance, of the samples of this name."""
     found = {}
@@ -60,7 +51,7 @@ def verdict(low: dict[int, float], high: dict[int, float]) -> str:
     """On the claim that `low` lies below `high`, by seed: agrees or disagrees where every seed says so and the 95 %
     interval of the differences (Student's t) leaves out 0; otherwise, and for a single seed, unclear."""
     gaps = [high[seed] - low[seed] for seed in sorted(low.keys() & high.keys())]
-    if len(gaps) < 2 or min(gaps) * max(gaps) <= 0 or abs(statistics.fmean(gaps)) <= study._half(gaps):
+    if len(gaps) < 2 or min(gaps) * max(gaps) <= 0 or abs(statistics.fmean(gaps)) <= pages.half(gaps):
         return "unclear"
     return "agrees" if gaps[0] > 0 else "disagrees"
 
@@ -85,7 +76,7 @@ def _mean(values: dict[int, float]) -> float:
 
 
 def _spread_of(values: dict[int, float], digits: int = 4) -> str:
-    return study.spread([*values.values()], digits) if values else "not run"
+    return pages.spread([*values.values()], digits) if values else "not run"
 
 
 def _passes(run: dict) -> float:
@@ -143,8 +134,8 @@ def page(results: dict) -> str:
         "*disagrees* with the claim where every seed says so and the interval of the differences leaves out 0; "
         "otherwise it is *unclear*.",
         "",
-        study._line(["claim", "here"]),
-        study._line(["---"] * 2),
+        pages.line(["claim", "here"]),
+        pages.line(["---"] * 2),
     ]
     told = [
         ("nll", "NLL of binarised MNIST: the order of the bounds", nll_verdicts),
@@ -153,7 +144,7 @@ def page(results: dict) -> str:
     ]
     for part, claim, verdicts in told:
         said = f"**{whole(verdicts(results))}**" if _runs(results, part) else "not run"
-        lines.append(study._line([claim, said]))
+        lines.append(pages.line([claim, said]))
     if _methods(results):
         lines += ["", *_nll_page(results)]
     if _runs(results, "fashion"):
@@ -189,14 +180,14 @@ def _nll_page(results: dict) -> list[str]:
         f"{about['importance']:,} importance samples; all runs are measured on the same held-out images, the choice of "
         f"which makes ± {(main['nll']['high'] - main['nll']['low']) / 2:.1f} nats.",
         "",
-        study._line(["method", "published", "here", "above the published", "train s", "published by"]),
-        study._line(["---"] * 6),
+        pages.line(["method", "published", "here", "above the published", "train s", "published by"]),
+        pages.line(["---"] * 6),
     ]
     for name, values in found.items():
         published, source = PUBLISHED[name]
         seconds = statistics.fmean(r["train_seconds"] for r in _runs(results, "nll", name))
         gap = _mean(values) - published
-        lines.append(study._line([name, f"{published}", _spread_of(values), f"{gap:+.2f}", f"{seconds:.0f}", source]))
+        lines.append(pages.line([name, f"{published}", _spread_of(values), f"{gap:+.2f}", f"{seconds:.0f}", source]))
     ordered = {
         "Published": sorted(found, key=lambda n: PUBLISHED[n].nll),
         "Here": sorted(found, key=lambda n: _mean(found[n])),
@@ -259,11 +250,11 @@ def _fashion_page(results: dict) -> list[str]:
         "EfficientNet-lite0, is not FID: only the order can be compared with what Dai and Wipf 2019 published. The "
         "first line is of training images in the samples' place.",
         "",
-        study._line(["samples", "FD-lite0"]),
-        study._line(["---"] * 2),
+        pages.line(["samples", "FD-lite0"]),
+        pages.line(["---"] * 2),
     ]
     for name in ("training images", *FASHION):
-        lines.append(study._line([name, _spread_of(by_seed(results, "fashion", name, "frechet_distance"), 3)]))
+        lines.append(pages.line([name, _spread_of(by_seed(results, "fashion", name, "frechet_distance"), 3)]))
     verdicts = fashion_verdicts(results)
     return [
         *lines,
@@ -286,8 +277,8 @@ def _ladder_page(results: dict) -> list[str]:
         f"in which 1, 2 or 3 levels (1x1, 7x7, 14x14) draw a z, {about['steps']:,} steps of {about['batch']} "
         f"({_passes(run):.1f} passes), neither warm-up nor free bits. NLL by {about['importance']} importance samples.",
         "",
-        study._line(["levels", "numbers in z", "parameters", "train s", "-ELBO", "NLL", "KL of each level, top first"]),
-        study._line(["---"] * 7),
+        pages.line(["levels", "numbers in z", "parameters", "train s", "-ELBO", "NLL", "KL of each level, top first"]),
+        pages.line(["---"] * 7),
     ]
     for name in DEPTHS:
         runs = _runs(results, "ladder", name)
@@ -295,7 +286,7 @@ def _ladder_page(results: dict) -> list[str]:
             continue
         kl = [statistics.fmean(levels) for levels in zip(*(r["kl_by_level"] for r in runs), strict=True)]
         lines.append(
-            study._line(
+            pages.line(
                 [
                     name,
                     str(runs[0]["latents"]),
@@ -348,15 +339,17 @@ def pictures(results: dict) -> dict[str, bytes]:
         right.set(xlabel="passes over the data", ylabel="nats above the published", title="IWAE, seed 0")
         for ax in (left, right):
             ax.grid(alpha=0.3)
-        sheets["claims-nll.png"] = study._png(figure)
+        sheets["claims-nll.png"] = pages.png(figure)
     shown = {name: row for run in _runs(results, "fashion") for name, row in run["shown"].items()}
     if rows := [name for name in ("training images", *FASHION) if name in shown]:
         figure = Figure(figsize=(9, 0.75 * len(rows)), layout="constrained")
         for ax, name in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
-            ax.imshow(_unpacked(shown[name]).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            ax.imshow(
+                pages.unpacked(shown[name], SHOWN * 28).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+            )
             ax.set(xticks=[], yticks=[])
             ax.set_ylabel(name.replace(" ", "\n"), rotation=0, ha="right", va="center", size=8)
-        sheets["claims-fashion.png"] = study._png(figure)
+        sheets["claims-fashion.png"] = pages.png(figure)
     if _runs(results, "ladder"):
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         ax = figure.subplots()
@@ -370,5 +363,5 @@ def pictures(results: dict) -> dict[str, bytes]:
         ax.set(xlabel="levels with a z", ylabel="nats per digit", xticks=[1, 2, 3])
         ax.grid(alpha=0.3)
         ax.legend()
-        sheets["claims-ladder.png"] = study._png(figure)
+        sheets["claims-ladder.png"] = pages.png(figure)
     return sheets

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import claims, claims_page
+from benchmarks import claims, claims_page, pages
 
 FD = {"fixed sigma": 500.0, "learned sigma": 300.0, "two-stage": 100.0}
 
@@ -26,7 +26,7 @@ def _results():
             bound = {"value": 100.0 - depth + 0.1 * seed}
             more = {"negative_elbo": bound, "kl_by_level": [1.0] * depth, "latents": depth}
             runs.append(_run("ladder", str(depth), seed, 95.0 - 2 * depth + 0.1 * seed, **more))
-        row = claims._packed(torch.full((claims.SHOWN, 1, 28, 28), seed, dtype=torch.uint8))
+        row = pages.packed(torch.full((claims.SHOWN, 1, 28, 28), seed, dtype=torch.uint8))
         for name in claims.SIGMAS:
             sets = {"training images", name} | ({"two-stage"} if name == "learned sigma" else set())
             distances = {n: FD.get(n, 20.0) + seed for n in sets}
