@@ -20,7 +20,7 @@ def line(cells: list[str]) -> str:
 def number(value: float, digits: int = 3) -> str:
     """So many digits, and never an exponent."""
     places = max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0
-    return f"{value:.{min(places, digits)}f}"
+    return f"{value:.{places}f}"
 
 
 def half(values: list[float]) -> float:
