@@ -1,20 +1,19 @@
 """The `pairs` walk in Triton: every row's point against every col's, summed over the cols, or the logarithm of a sum.
 
-A program owns OWN points of one side and streams those of the other past them, TILE at a time: a tile is
-[BATCH, OWN, LANES], of which a thread holds whole batches, so that what is summed over a batch stays in the thread and
-what is summed over the lanes is summed rarely. Forward, every lane has a log-sum-exp of its own, rescaled once a batch;
-the sum over each dimension on its own is another program's. Backward makes each pair again from the forward's results,
-twice: the rows stream past the cols, for the gradients of those, and the cols past the rows. No pair is stored and
-nothing needs an atomic: where one side is too short to fill a GPU, the other is cut into parts, whose sums PyTorch adds
-in their order.
+A program owns OWN points of one side, a thread one of them, and the points of the other side stream past, STREAM at a
+time, the same for all threads: what is summed stays in a thread. Forward, a log-sum-exp is rescaled once for STREAM
+cols; the sum of each dimension on its own is another program's. Backward makes each pair again from the forward's
+results, twice: the cols stream past the rows, and the rows past the cols, for the gradients of those; a program adds
+these up in memory that is its own. No pair is stored and nothing needs an atomic: where one side is too short to fill a
+GPU, the other is cut into parts, and `finish` adds up theirs in order.
 
-`pack_kernel` makes, once, what depends on a row or a col alone, each number's points side by side:
+`pack_kernel` makes, once, what depends on a row or a col alone, and lays each number's points side by side:
 
-    rows [.., padded]   points [dims]; backward, values and their gradients [dims each, where a dimension is also summed
-                        on its own], value and its gradient
-    cols [.., padded]   mu, 1 / (sqrt(2) sigma), -(logvar + log(2 pi)) / 2 [dims each; points: mu alone], weight
+    rows [.., padded]   points [dims]; backward, values and their gradients [dims each, where dimensions are also summed
+                        on their own], value and its gradient
+    cols [.., padded]   mu, 1 / (sqrt(2) sigma), -(logvar + log(2 pi)) / 2 [dims each; of points mu alone], weight
 
-Points that are not there fill the last tile: cols of weight 0, rows of gradient 0.
+A side is padded to whole programs, by cols of weight 0 and rows of gradient 0.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vaefast.kernels.density.math import at_least, at_most, exponentials, log
+from vaefast.kernels.density.math import at_least, at_most, exponentials, log, log1p_unit
 from vaefast.kernels.density.pairs import imq, rbf
 from vaefast.kernels.operands import as_float
 from vaefast.kernels.rows import as_bits, start
@@ -49,14 +48,12 @@ _DENSITIES = {
 }
 DENSITIES = {f"{name}_{way}": density for name, density in _DENSITIES.items() for way in ("forward", "backward")}
 
-OWN = 16  # points of a program: 4 for each of its warps
-LANES = 32
-TILE = 256  # points that stream past at once, and what a side is padded to
-_WARPS = 4
-_PROGRAMS = 512  # that fill a GPU: 4 on each of 132 multiprocessors
-_PACKED = 32  # points of a program that packs, and dimensions that it takes at once
-
-
+OWN = 128  # points of a program, one for each thread of its warps; what a side is padded to
+STREAM = {torch.float32: 32, torch.float64: 16}  # points that stream past at once
+_WARPS = OWN // 32
+_PROGRAMS = 256  # that fill a GPU, with the 32 independent pairs of a thread
+_MOST_PARTS = 16  # backward, where each takes room as the side's gradients do
+_PACKED = 32  # points of a program that packs or finishes, and dimensions that it takes at once
 
 
 @triton.jit
@@ -139,39 +136,45 @@ def pack_kernel(
 
 
 @triton.jit
-def _distance(rows, row, row_padded, cols, col, col_padded, d, dims, SCALED: tl.constexpr):
-    """u, whose square is dimension d's share of q, and the scale that it was multiplied by."""
-    u = tl.load(rows + d * row_padded + row) - tl.load(cols + d * col_padded + col)
+def _row_or_col(pointers, OF_ROW: tl.constexpr, OF_ROWS: tl.constexpr):
+    """Numbers of the rows or cols, as [1, OWN] where the program owns that side, else as [STREAM, 1]."""
+    x = tl.load(pointers)
+    return x[None, :] if OF_ROW == OF_ROWS else x[:, None]
+
+
+@triton.jit
+def _distance(rows, cols, d, dims, row_padded, col_padded, SCALED: tl.constexpr, OF_ROWS: tl.constexpr):
+    """u, whose square is dimension d's share of q, and the scale in it."""
+    u = _row_or_col(rows + d * row_padded, True, OF_ROWS) - _row_or_col(cols + d * col_padded, False, OF_ROWS)
     scale = 1.0
     if SCALED:
-        scale = tl.load(cols + (dims + d) * col_padded + col)
+        scale = _row_or_col(cols + (dims + d) * col_padded, False, OF_ROWS)
         u = u * scale
     return u, scale
 
 
 @triton.jit
-def _extra(q, row, col, own_begin, stream_begin, col_count, own, next, OF_ROWS: tl.constexpr):
+def _extra(row_begin, col_begin, col_count, own, next, OF_ROWS: tl.constexpr, STREAM: tl.constexpr, OWN: tl.constexpr):
     """What (i, i) and (i, i + 1 mod cols) have beyond the weight of every pair; most tiles hold neither."""
-    OWN: tl.constexpr = q.shape[1]
-    TILE: tl.constexpr = q.shape[0] * q.shape[2]
-    if OF_ROWS:
-        row_begin, row_end, col_begin, col_end = own_begin, own_begin + OWN, stream_begin, stream_begin + TILE
-    else:
-        row_begin, row_end, col_begin, col_end = stream_begin, stream_begin + TILE, own_begin, own_begin + OWN
-    extra = tl.zeros_like(q)
+    extra = tl.zeros([STREAM, OWN], own.dtype)
+    row_end = row_begin + (OWN if OF_ROWS else STREAM)
+    col_end = col_begin + (STREAM if OF_ROWS else OWN)
     if ((row_begin < col_end) & (col_begin <= row_end)) | ((col_begin == 0) & (row_end >= col_count)):
+        if OF_ROWS:
+            row, col = row_begin + tl.arange(0, OWN)[None, :], col_begin + tl.arange(0, STREAM)[:, None]
+        else:
+            row, col = row_begin + tl.arange(0, STREAM)[:, None], col_begin + tl.arange(0, OWN)[None, :]
         following = tl.where(row + 1 == col_count, 0, row + 1)
         extra += tl.where(row == col, own, 0.0) + tl.where(following == col, next, 0.0)
     return extra
 
 
-@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "row_padded", "col_padded", "dims", "parts"])
+@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims", "parts"])
 def forward_kernel(
     kernel: tl.constexpr,
     rows,  # packed
     cols,  # packed
-    value,  # [parts, rows]
-    values,  # [parts, rows, dims] where each dimension is also summed on its own, else None
+    sums,  # [parts, 1 or 1 + dims, padded rows]: of all dimensions, and of each
     numbers,  # as the bits of float64: the largest finite number, every, own, next, the kernel's scales
     row_count,
     col_count,
@@ -179,74 +182,101 @@ def forward_kernel(
     col_padded,
     dims,
     parts,  # of the cols
+    DIMENSIONS: tl.constexpr,  # each is also summed on its own
     SPECIAL: tl.constexpr,  # own or next is not 0
-    BATCH: tl.constexpr,
+    STREAM: tl.constexpr,
     OWN: tl.constexpr,
-    LANES: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     number = [as_float(bits, COMPUTE) for bits in numbers]
-    largest = number[0]
     row_padded, col_padded, dims = row_padded.to(tl.int64), col_padded.to(tl.int64), dims.to(tl.int64)
     program = tl.program_id(0)
-    tiles = (row_count + OWN - 1) // OWN
+    tiles = (row_padded // OWN).to(tl.int32)
     which = program // (tiles * parts)  # all dimensions, then each: the longest programs begin first
-    part = (program // tiles) % parts
+    part = program // tiles % parts
+    row_begin = program % tiles * OWN
     d_begin = tl.where(which > 0, which - 1, 0).to(tl.int64)
     d_end = tl.where(which > 0, which, dims)
     weights = tl.where(which > 0, 2 * dims + which - 1, (3 if kernel is None else 1) * dims)
-    own_begin = (program % tiles) * OWN
-    row = own_begin + tl.arange(0, OWN)[None, :, None]
-    lane = tl.arange(0, BATCH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+    rows += row_begin + tl.arange(0, OWN)
 
-    TILE: tl.constexpr = BATCH * LANES
-    stream_tiles = (col_padded // TILE).to(tl.int32)
-    top = tl.zeros([OWN, LANES], COMPUTE) - tl.reshape(largest, [1, 1])  # finite: -inf less -inf is not met
-    total = tl.zeros([OWN, LANES], COMPUTE)
-    for tile in range(stream_tiles * part // parts, stream_tiles * (part + 1) // parts):
-        col = tile * TILE + lane
-        q = tl.zeros([BATCH, OWN, LANES], COMPUTE)
+    largest = tl.reshape(number[0], [1])
+    top = tl.zeros([OWN], COMPUTE) - largest  # finite: -inf less -inf is not met
+    total = tl.zeros([OWN], COMPUTE)
+    streams = (col_count + STREAM - 1) // STREAM
+    for stream in range(streams * part // parts, streams * (part + 1) // parts):
+        of_cols = cols + stream * STREAM + tl.arange(0, STREAM)
+        q = tl.zeros([STREAM, OWN], COMPUTE)
         for d in range(d_begin, d_end):
-            u, _ = _distance(rows, row, row_padded, cols, col, col_padded, d, dims, kernel is None)
+            u, _ = _distance(rows, of_cols, d, dims, row_padded, col_padded, kernel is None, True)
             q += u * u
-        weight = tl.load(cols + weights * col_padded + col)
+        weight = tl.load(of_cols + weights * col_padded)[:, None]
         if SPECIAL:
-            weight += _extra(q, row, col, own_begin, tile * TILE, col_count, number[2], number[3], True)
+            weight = weight + _extra(row_begin, stream * STREAM, col_count, number[2], number[3], True, STREAM, OWN)
         if kernel is None:
             x = weight - q
             before = top
             top = tl.minimum(tl.maximum(top, tl.max(x, axis=0)), largest)
-            total = total * tl.exp(before - top) + tl.sum(tl.exp(x - top[None, :, :]), axis=0)
+            total = total * tl.exp(before - top) + tl.sum(tl.exp(x - top[None, :]), axis=0)
         else:
-            pair, _ = kernel(q, number[4:])
-            total += tl.sum(weight * pair, axis=0)
-
+            value, _ = kernel(q, number[4:])
+            total += tl.sum(weight * value, axis=0)
     if kernel is None:
-        most = tl.max(top, axis=1)
-        result = most + log(tl.sum(total * tl.exp(top - most[:, None]), axis=1)) + tl.reshape(number[1], [1])
-    else:
-        result = tl.sum(total, axis=1)
-    row = (own_begin + tl.arange(0, OWN)).to(tl.int64)
-    there = row < row_count
-    to = part * row_count.to(tl.int64) + row
-    if values is None:
-        tl.store(value + to, result, mask=there)
-    else:
-        if which == 0:
-            tl.store(value + to, result, mask=there)
-        else:
-            tl.store(values + to * dims + which - 1, result, mask=there)
+        total = top + log(total)
+    slots = 1 + dims if DIMENSIONS else 1
+    tl.store(sums + (part * slots + which) * row_padded + row_begin + tl.arange(0, OWN), total)
 
 
-@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "row_padded", "col_padded", "dims", "parts"])
+@triton.jit(do_not_specialize=["numbers", "row_count", "parts", "dims"])
+def finish_forward_kernel(
+    kernel: tl.constexpr,
+    sums,
+    value,  # [rows]
+    values,  # [rows, dims], or None
+    numbers,
+    row_count,
+    row_padded,
+    dims,
+    parts,
+    POINTS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    every = as_float(numbers[1], COMPUTE)
+    row_padded, dims = row_padded.to(tl.int64), dims.to(tl.int64)
+    slots = 1 if values is None else 1 + dims
+    at = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
+    for first in range(0, slots, POINTS):
+        d = first + tl.arange(0, POINTS)
+        there = (at < row_count)[:, None] & (d < slots)[None, :]
+        begin = sums + d[None, :] * row_padded + at[:, None]
+        total = tl.load(begin, mask=there, other=0)
+        for part in range(1, parts):
+            x = tl.load(begin + part * slots * row_padded, mask=there, other=0)
+            if kernel is None:
+                top = tl.maximum(total, x)
+                rest = tl.exp(-tl.abs(total - x))  # NaN where both are infinite
+                total = tl.where(total == x, top + 0.6931471805599453, top + log1p_unit(rest))
+            else:
+                total += x
+        if kernel is None:
+            total += every
+        if values is not None:
+            tl.store(values + at[:, None] * dims + (d - 1)[None, :], total, mask=there & (d > 0)[None, :])
+        tl.store(value + at[:, None] + 0 * d[None, :], total, mask=there & (d == 0)[None, :])
+
+
+@triton.jit
+def _add_to(sums, x):
+    """Each thread's sum over the points that streamed past, to a number of its own."""
+    tl.store(sums, tl.load(sums) + tl.sum(x, axis=0))
+
+
+@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims", "parts"])
 def backward_kernel(
     kernel: tl.constexpr,
     rows,  # packed
     cols,  # packed
-    grad_points,  # [parts, rows, dims] where the program owns rows, else None
-    grad_centres,  # [parts, cols, dims] where it owns cols, as the next two
-    grad_logvar,
-    grad_log_weights,
+    sums,  # [parts, slots, own padded], slots: of rows dims, of cols as below
     numbers,
     row_count,
     col_count,
@@ -254,101 +284,150 @@ def backward_kernel(
     col_padded,
     dims,
     parts,  # of the side that streams past
-    DIMENSIONS: tl.constexpr,  # each was also summed on its own
+    OF_ROWS: tl.constexpr,  # that the program owns; else cols
+    DIMENSIONS: tl.constexpr,
     SPECIAL: tl.constexpr,
-    BATCH: tl.constexpr,
+    STREAM: tl.constexpr,
     OWN: tl.constexpr,
-    LANES: tl.constexpr,
-    DIMS: tl.constexpr,  # that a program makes the gradients of
     COMPUTE: tl.constexpr,
 ):
-    OF_ROWS: tl.constexpr = grad_points is not None
     SCALED: tl.constexpr = kernel is None
     number = [as_float(bits, COMPUTE) for bits in numbers]
     row_padded, col_padded, dims = row_padded.to(tl.int64), col_padded.to(tl.int64), dims.to(tl.int64)
-    count = row_count if OF_ROWS else col_count
     program = tl.program_id(0)
-    tiles = (count + OWN - 1) // OWN
-    d_begin = (program // (tiles * parts)).to(tl.int64) * DIMS
-    part = (program // tiles) % parts
-    own_begin = (program % tiles) * OWN
-    mine = own_begin + tl.arange(0, OWN)[None, :, None]
-    lane = tl.arange(0, BATCH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
-    value_at = (3 if DIMENSIONS else 1) * dims * row_padded
+    own_padded = row_padded if OF_ROWS else col_padded
+    tiles = (own_padded // OWN).to(tl.int32)
+    part = program // tiles
+    own_begin = program % tiles * OWN
+    lane = own_begin + tl.arange(0, OWN)
+    slots = _slots(dims, SCALED, DIMENSIONS, OF_ROWS)
+    sums += part * slots * own_padded + lane
+    for slot in range(0, slots):
+        tl.store(sums + slot * own_padded, tl.zeros([OWN], COMPUTE))
 
-    TILE: tl.constexpr = BATCH * LANES
-    stream_tiles = ((col_padded if OF_ROWS else row_padded) // TILE).to(tl.int32)
-    one_d = tl.arange(0, DIMS)[None, :]
-    first = tl.zeros([OWN, DIMS], COMPUTE)
-    second = tl.zeros([OWN, DIMS], COMPUTE)
-    by_dimension = tl.zeros([OWN, DIMS], COMPUTE)
-    whole = tl.zeros([OWN], COMPUTE)
-    for tile in range(stream_tiles * part // parts, stream_tiles * (part + 1) // parts):
-        other = tile * TILE + lane
-        row, col = (mine, other) if OF_ROWS else (other, mine)
-        q = tl.zeros([BATCH, OWN, LANES], COMPUTE)
+    streams = ((col_count if OF_ROWS else row_count) + STREAM - 1) // STREAM
+    for stream in range(streams * part // parts, streams * (part + 1) // parts):
+        other = stream * STREAM + tl.arange(0, STREAM)
+        of_rows, of_cols = rows + (lane if OF_ROWS else other), cols + (other if OF_ROWS else lane)
+        q = tl.zeros([STREAM, OWN], COMPUTE)
         for d in range(0, dims):
-            u, _ = _distance(rows, row, row_padded, cols, col, col_padded, d, dims, SCALED)
+            u, _ = _distance(of_rows, of_cols, d, dims, row_padded, col_padded, SCALED, OF_ROWS)
             q += u * u
-        weight = tl.load(cols + (3 if SCALED else 1) * dims * col_padded + col)
-        extra = tl.zeros([1, 1, 1], COMPUTE)
+        weight = _row_or_col(of_cols + (3 if SCALED else 1) * dims * col_padded, False, OF_ROWS)
         if SPECIAL:
-            extra = _extra(q, row, col, own_begin, tile * TILE, col_count, number[2], number[3], OF_ROWS)
+            row_begin, col_begin = (own_begin, stream * STREAM) if OF_ROWS else (stream * STREAM, own_begin)
+            extra = _extra(row_begin, col_begin, col_count, number[2], number[3], OF_ROWS, STREAM, OWN)
+            weight = weight + extra
         # slope: of the loss by q; for each dimension on its own, by the square of its u
-        grad = tl.load(rows + value_at + row_padded + row)
-        if kernel is None:
-            slope = -grad * tl.exp(weight + extra - q - tl.load(rows + value_at + row))
+        at = (3 if DIMENSIONS else 1) * dims * row_padded
+        grad = _row_or_col(of_rows + at + row_padded, True, OF_ROWS)
+        if SCALED:
+            slope = -grad * tl.exp(weight - q - _row_or_col(of_rows + at, True, OF_ROWS))
         else:
             _, slope = kernel(q, number[4:])
-            slope = slope * (weight + extra) * grad
+            slope = slope * weight * grad
         if not OF_ROWS:
-            whole += tl.sum(tl.sum(slope, axis=0), axis=1)
-        for d in range(d_begin, tl.minimum(d_begin + DIMS, dims)):
-            u, scale = _distance(rows, row, row_padded, cols, col, col_padded, d, dims, SCALED)
-            g = slope
+            _add_to(sums + (slots - 1) * own_padded, slope)
+        for d in range(0, dims):
+            u, scale = _distance(of_rows, of_cols, d, dims, row_padded, col_padded, SCALED, OF_ROWS)
             if SCALED:  # nothing times infinity is nothing here
                 u = at_least(at_most(u, number[0]), -number[0])
-            here = one_d == (d - d_begin).to(tl.int32)
+            g = slope
             if DIMENSIONS:
-                x = tl.load(cols + (2 * dims + d) * col_padded + col) - u * u + extra
-                share = tl.exp(x - tl.load(rows + (dims + d) * row_padded + row))
-                g = slope - tl.load(rows + (2 * dims + d) * row_padded + row) * share
-                if not OF_ROWS:
-                    by_dimension += tl.where(here, tl.sum(tl.sum(g, axis=0), axis=1)[:, None], 0.0)
+                x = _row_or_col(of_cols + (2 * dims + d) * col_padded, False, OF_ROWS) - u * u
+                if SPECIAL:
+                    x += extra
+                share = tl.exp(x - _row_or_col(of_rows + (dims + d) * row_padded, True, OF_ROWS))
+                g -= share * _row_or_col(of_rows + (2 * dims + d) * row_padded, True, OF_ROWS)
             moved = g * u
             if OF_ROWS:
-                first += tl.where(here, tl.sum(tl.sum(moved * scale, axis=0), axis=1)[:, None], 0.0)
+                _add_to(sums + d * own_padded, moved * scale)
             else:
-                first += tl.where(here, tl.sum(tl.sum(moved, axis=0), axis=1)[:, None], 0.0)
+                _add_to(sums + d * own_padded, moved)
                 if SCALED:
-                    second += tl.where(here, tl.sum(tl.sum(moved * u, axis=0), axis=1)[:, None], 0.0)
+                    _add_to(sums + (dims + d) * own_padded, moved * u)
+                if DIMENSIONS:
+                    _add_to(sums + (2 * dims + d) * own_padded, g)
 
-    at = own_begin + tl.arange(0, OWN)
-    there = at < count
-    d = d_begin + one_d
-    to = part * count.to(tl.int64) + at
-    mask = there[:, None] & (d < dims)
-    if OF_ROWS:
-        tl.store(grad_points + to[:, None] * dims + d, 2 * first, mask=mask)
+
+@triton.jit
+def _slots(dims, SCALED: tl.constexpr, DIMENSIONS: tl.constexpr, OF_ROWS: tl.constexpr):
+    """How many sums a point has: a row's of g u scale by dimension; a col's of g u, g u^2 and, where it differs by
+    dimension, g; then of the slope."""
+    return dims if OF_ROWS else (1 + SCALED + DIMENSIONS) * dims + 1
+
+
+@triton.jit
+def _total(sums, slot, at, d, slots, padded, dims, parts, COMPUTE: tl.constexpr):
+    """[P, D] from slots, over all parts."""
+    total = tl.zeros([at.shape[0], d.shape[0]], COMPUTE)
+    for part in range(0, parts):
+        begin = sums + (part * slots + slot) * padded
+        total += tl.load(begin + d[None, :] * padded + at[:, None], mask=(d < dims)[None, :], other=0)
+    return total
+
+
+@triton.jit(do_not_specialize=["row_count", "col_count", "row_parts", "col_parts", "dims"])
+def finish_backward_kernel(
+    kernel: tl.constexpr,
+    cols,  # packed
+    of_rows,  # the sums; None where nobody asked for them
+    of_cols,
+    grad_points,  # [rows, dims]
+    grad_centres,  # [cols, dims]
+    grad_logvar,
+    grad_log_weights,
+    row_count,
+    col_count,
+    row_padded,
+    col_padded,
+    dims,
+    row_parts,
+    col_parts,
+    DIMENSIONS: tl.constexpr,
+    POINTS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    SCALED: tl.constexpr = kernel is None
+    row_padded, col_padded, dims = row_padded.to(tl.int64), col_padded.to(tl.int64), dims.to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
+    if program < row_padded // POINTS:
+        if of_rows is not None:
+            at = program * POINTS + tl.arange(0, POINTS)
+            for first in range(0, dims, POINTS):
+                d = first + tl.arange(0, POINTS)
+                there = (at < row_count)[:, None] & (d < dims)[None, :]
+                total = _total(of_rows, 0, at, d, dims, row_padded, dims, row_parts, COMPUTE)
+                tl.store(grad_points + at[:, None] * dims + d[None, :], 2 * total, mask=there)
     else:
-        # du/dmu = -scale, du/dlogvar = -u / 2, and each pair's logarithm has -logvar / 2
-        if SCALED:
-            first *= tl.load(cols + (dims + d) * col_padded + at[:, None], mask=mask, other=0)
-            all = by_dimension if DIMENSIONS else whole[:, None]
-            tl.store(grad_logvar + to[:, None] * dims + d, all * 0.5 - second, mask=mask)
-        tl.store(grad_centres + to[:, None] * dims + d, -2 * first, mask=mask)
-        if grad_log_weights is not None:
-            if d_begin == 0:
-                tl.store(grad_log_weights + to, -whole, mask=there)
+        if of_cols is not None:
+            at = (program - row_padded // POINTS) * POINTS + tl.arange(0, POINTS)
+            slots = _slots(dims, SCALED, DIMENSIONS, False)
+            whole = _total(of_cols, slots - 1, at, tl.arange(0, 1), slots, col_padded, 1, col_parts, COMPUTE)
+            for first in range(0, dims, POINTS):
+                d = first + tl.arange(0, POINTS)
+                there = (at < col_count)[:, None] & (d < dims)[None, :]
+                to = at[:, None] * dims + d[None, :]
+                total = _total(of_cols, 0, at, d, slots, col_padded, dims, col_parts, COMPUTE)
+                if SCALED:  # du/dmu = -scale, du/dlogvar = -u / 2, and each pair's logarithm has -logvar / 2
+                    total *= tl.load(cols + (dims + d)[None, :] * col_padded + at[:, None], mask=there, other=0)
+                    second = _total(of_cols, dims, at, d, slots, col_padded, dims, col_parts, COMPUTE)
+                    all = whole
+                    if DIMENSIONS:
+                        all = _total(of_cols, 2 * dims, at, d, slots, col_padded, dims, col_parts, COMPUTE)
+                    tl.store(grad_logvar + to, all * 0.5 - second, mask=there)
+                tl.store(grad_centres + to, -2 * total, mask=there)
+            if grad_log_weights is not None:
+                tl.store(grad_log_weights + at[:, None], -whole, mask=(at < col_count)[:, None])
 
 
 def _padded(count: int) -> int:
-    return -(-count // TILE) * TILE
+    return -(-count // OWN) * OWN
 
 
-def _parts(programs: int, streamed: int) -> int:
+def _parts(owned: int, streamed: int, stream: int, most: int) -> int:
     """How many parts the side that streams past is cut into: depends on sizes alone."""
-    return max(min(_PROGRAMS // max(programs, 1), streamed // TILE), 1)
+    return max(min(_PROGRAMS // max(owned // OWN, 1), most, -(-streamed // stream)), 1)
 
 
 def pairs(density, tensors, every=0, own=0, next_=0, scales=()) -> None:
@@ -367,56 +446,43 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=()) -> None:
     kernel, dimensions = DENSITIES[density]
     backward = grad_value is not None
     (row_count, dims), col_count = points.shape, len(centres)
-    compute = tl.float64 if points.dtype == torch.float64 else tl.float32
+    padded = _padded(row_count), _padded(col_count)
+    sizes = row_count, col_count, *padded, dims
+    stream, compute = STREAM[points.dtype], tl.float64 if points.dtype == torch.float64 else tl.float32
     numbers = as_bits((torch.finfo(points.dtype).max, every, own, next_, *scales))
-    row_padded, col_padded = _padded(row_count), _padded(col_count)
-    sizes = row_count, col_count, row_padded, col_padded, dims
-    rows = points.new_empty((dims * (3 if dimensions else 1) + 2 if backward else dims) * row_padded)
-    cols = points.new_empty((dims * (3 if kernel is None else 1) + 1) * col_padded)
-    batch = TILE // LANES
     special = own != 0 or next_ != 0
-    options = {"num_warps": _WARPS}
+    rows = points.new_empty(((3 if dimensions else 1) * dims + 2 if backward else dims) * padded[0])
+    cols = points.new_empty(((3 if kernel is None else 1) * dims + 1) * padded[1])
 
     def run(function, programs, *arguments):
         if programs > 0:
-            start(function, (programs,), (kernel, rows, cols, *arguments), options, points.device)
+            start(function, (programs,), (kernel, *arguments), {"num_warps": _WARPS}, points.device)
 
     read = (value, values, grad_value, grad_values) if backward else (None,) * 4
-    run(
-        pack_kernel,
-        (row_padded + col_padded) // _PACKED,
-        *(points, *read, centres, logvar, log_weights, numbers, *sizes, _PACKED, compute),
-    )
-
+    pack = rows, cols, points, *read, centres, logvar, log_weights, numbers
+    run(pack_kernel, sum(padded) // _PACKED, *pack, *sizes, _PACKED, compute)
     if not backward:
-        programs = -(-row_count // OWN) * (dims + 1 if dimensions else 1)
-        parts = _parts(programs, col_padded)
-        outputs = value, values
-        results = [t if t is None or parts == 1 else t.new_empty((parts, *t.shape)) for t in outputs]
-        run(forward_kernel, programs * parts, *results, numbers, *sizes, parts, special, batch, OWN, LANES, compute)
-        add = torch.logsumexp if kernel is None else torch.sum
-        for output, result in zip(outputs, results, strict=True):
-            if result is not output:
-                add(result, 0, out=output)
+        parts = _parts(padded[0], col_count, stream, _PROGRAMS)
+        slots = 1 + dims if dimensions else 1
+        sums = points.new_empty((parts, slots, padded[0]))
+        programs, constants = padded[0] // OWN * parts * slots, (dimensions, special, stream, OWN, compute)
+        run(forward_kernel, programs, rows, cols, sums, numbers, *sizes, parts, *constants)
+        finish = sums, value, values, numbers, row_count, padded[0], dims, parts
+        run(finish_forward_kernel, padded[0] // _PACKED, *finish, _PACKED, compute)
         return
 
-    width = _width(dims)
-    for count, streamed, outputs in (
-        (row_count, col_padded, (grads[0], None, None, None)),
-        (col_count, row_padded, (None, *grads[1:])),
-    ):
-        if all([t is None for t in outputs]):
-            continue
-        programs = -(-count // OWN) * max(-(-dims // width), 1)
-        parts = _parts(programs, streamed)
-        results = [t if t is None or parts == 1 else t.new_empty((parts, *t.shape)) for t in outputs]
-        constants = dimensions, special, batch, OWN, LANES, width, compute
-        run(backward_kernel, programs * parts, *results, numbers, *sizes, parts, *constants)
-        for output, result in zip(outputs, results, strict=True):
-            if result is not output:
-                torch.sum(result, 0, out=output)
-
-
-def _width(dims: int) -> int:
-    """Dimensions that a program makes the gradients of."""
-    return 32 if dims <= 32 else 64
+    sums, all_parts = [], []
+    for of_rows, owned, streamed in ((True, padded[0], col_count), (False, padded[1], row_count)):
+        parts = _parts(owned, streamed, stream, _MOST_PARTS)
+        slots = dims if of_rows else (1 + (kernel is None) + dimensions) * dims + 1
+        wanted = grads[0 if of_rows else 1] is not None
+        sums.append(points.new_empty((parts, slots, owned)) if wanted else None)
+        all_parts.append(parts)
+        if wanted:
+            constants = of_rows, dimensions, special, stream, OWN, compute
+            run(backward_kernel, owned // OWN * parts, rows, cols, sums[-1], numbers, *sizes, parts, *constants)
+    run(
+        finish_backward_kernel,
+        sum(padded) // _PACKED,
+        *(cols, *sums, *grads, *sizes, *all_parts, dimensions, _PACKED, compute),
+    )
