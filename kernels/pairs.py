@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from vaefast.kernels.density.math import at_least, at_most, exponentials, log, log1p_unit
-from vaefast.kernels.density.pairs import imq, rbf
+from vaefast.kernels.density.pairs import exp, imq, rbf
 from vaefast.kernels.operands import as_float
 from vaefast.kernels.rows import as_bits, start
 
@@ -69,7 +69,13 @@ def _write(to, x, at, d, padded, dims):
     tl.store(to + d[None, :] * padded + at[:, None], x, mask=(d < dims)[None, :])
 
 
-@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "row_padded", "col_padded", "dims"])
+@triton.jit
+def _finite_differences(x, largest):
+    """For gradients, where nothing times infinity is nothing: no two points are infinitely far from each other."""
+    return at_least(at_most(x, largest * 0.5), largest * -0.5)
+
+
+@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims"])
 def pack_kernel(
     kernel: tl.constexpr,
     rows,  # packed, as the next
@@ -99,7 +105,10 @@ def pack_kernel(
         there = at < row_count
         for first in range(0, dims, POINTS):
             d = first + tl.arange(0, POINTS)
-            _write(rows, _read(points, at, row_count, d, dims, 0), at, d, row_padded, dims)
+            x = _read(points, at, row_count, d, dims, 0)
+            if grad_value is not None:
+                x = _finite_differences(x, largest)
+            _write(rows, x, at, d, row_padded, dims)
             if values is not None:
                 x = at_least(_read(values, at, row_count, d, dims, INF) - every, -largest)
                 _write(rows + dims * row_padded, x, at, d, row_padded, dims)
@@ -117,11 +126,15 @@ def pack_kernel(
         weight = tl.zeros([POINTS], COMPUTE)
         for first in range(0, dims, POINTS):
             d = first + tl.arange(0, POINTS)
-            _write(cols, _read(centres, at, col_count, d, dims, 0), at, d, col_padded, dims)
+            x = _read(centres, at, col_count, d, dims, 0)
+            if grad_value is not None:
+                x = _finite_differences(x, largest)
+            _write(cols, x, at, d, col_padded, dims)
             if logvar is not None:
                 half = _read(logvar, at, col_count, d, dims, 0) * -0.5
-                exp, _, _ = exponentials(half)
-                _write(cols + dims * col_padded, at_most(exp * 0.7071067811865476, largest), at, d, col_padded, dims)
+                inverse_sigma, _, _ = exponentials(half)
+                scale = at_most(inverse_sigma * 0.7071067811865476, largest)
+                _write(cols + dims * col_padded, scale, at, d, col_padded, dims)
                 term = half - 0.9189385332046727  # log(2 pi) / 2
                 weight += tl.sum(tl.where((d < dims)[None, :], term, 0.0), axis=1)
                 term = tl.where(there[:, None], term, -INF)
@@ -144,13 +157,13 @@ def _row_or_col(pointers, OF_ROW: tl.constexpr, OF_ROWS: tl.constexpr):
 
 @triton.jit
 def _distance(rows, cols, d, dims, row_padded, col_padded, SCALED: tl.constexpr, OF_ROWS: tl.constexpr):
-    """u, whose square is dimension d's share of q, and the scale in it."""
-    u = _row_or_col(rows + d * row_padded, True, OF_ROWS) - _row_or_col(cols + d * col_padded, False, OF_ROWS)
+    """The difference in dimension d and its scale: the square of their product is d's share of q."""
+    difference = _row_or_col(rows + d * row_padded, True, OF_ROWS)
+    difference = difference - _row_or_col(cols + d * col_padded, False, OF_ROWS)
     scale = 1.0
     if SCALED:
         scale = _row_or_col(cols + (dims + d) * col_padded, False, OF_ROWS)
-        u = u * scale
-    return u, scale
+    return difference, scale
 
 
 @triton.jit
@@ -206,20 +219,20 @@ def forward_kernel(
     streams = (col_count + STREAM - 1) // STREAM
     for stream in range(streams * part // parts, streams * (part + 1) // parts):
         of_cols = cols + stream * STREAM + tl.arange(0, STREAM)
-        q = tl.zeros([STREAM, OWN], COMPUTE)
-        for d in range(d_begin, d_end):
-            u, _ = _distance(rows, of_cols, d, dims, row_padded, col_padded, kernel is None, True)
-            q += u * u
-        weight = tl.load(of_cols + weights * col_padded)[:, None]
+        weight = tl.zeros([STREAM, OWN], COMPUTE) + tl.load(of_cols + weights * col_padded)[:, None]
         if SPECIAL:
-            weight = weight + _extra(row_begin, stream * STREAM, col_count, number[2], number[3], True, STREAM, OWN)
+            weight += _extra(row_begin, stream * STREAM, col_count, number[2], number[3], True, STREAM, OWN)
+        x = weight if kernel is None else tl.zeros_like(weight)
+        for d in range(d_begin, d_end):
+            difference, scale = _distance(rows, of_cols, d, dims, row_padded, col_padded, kernel is None, True)
+            u = difference * scale
+            x -= u * u
         if kernel is None:
-            x = weight - q
             before = top
             top = tl.minimum(tl.maximum(top, tl.max(x, axis=0)), largest)
-            total = total * tl.exp(before - top) + tl.sum(tl.exp(x - top[None, :]), axis=0)
+            total = total * exp(before - top) + tl.sum(exp(x - top[None, :]), axis=0)
         else:
-            value, _ = kernel(q, number[4:])
+            value, _ = kernel(-x, number[4:])
             total += tl.sum(weight * value, axis=0)
     if kernel is None:
         total = top + log(total)
@@ -254,7 +267,7 @@ def finish_forward_kernel(
             x = tl.load(begin + part * slots * row_padded, mask=there, other=0)
             if kernel is None:
                 top = tl.maximum(total, x)
-                rest = tl.exp(-tl.abs(total - x))  # NaN where both are infinite
+                rest = exp(-tl.abs(total - x))  # NaN where both are infinite
                 total = tl.where(total == x, top + 0.6931471805599453, top + log1p_unit(rest))
             else:
                 total += x
@@ -309,50 +322,51 @@ def backward_kernel(
     for stream in range(streams * part // parts, streams * (part + 1) // parts):
         other = stream * STREAM + tl.arange(0, STREAM)
         of_rows, of_cols = rows + (lane if OF_ROWS else other), cols + (other if OF_ROWS else lane)
-        q = tl.zeros([STREAM, OWN], COMPUTE)
-        for d in range(0, dims):
-            u, _ = _distance(of_rows, of_cols, d, dims, row_padded, col_padded, SCALED, OF_ROWS)
-            q += u * u
-        weight = _row_or_col(of_cols + (3 if SCALED else 1) * dims * col_padded, False, OF_ROWS)
+        weight = tl.zeros([STREAM, OWN], COMPUTE)
+        weight += _row_or_col(of_cols + (3 if SCALED else 1) * dims * col_padded, False, OF_ROWS)
         if SPECIAL:
             row_begin, col_begin = (own_begin, stream * STREAM) if OF_ROWS else (stream * STREAM, own_begin)
             extra = _extra(row_begin, col_begin, col_count, number[2], number[3], OF_ROWS, STREAM, OWN)
-            weight = weight + extra
+            weight += extra
+        x = weight if SCALED else tl.zeros_like(weight)
+        for d in range(0, dims):
+            difference, scale = _distance(of_rows, of_cols, d, dims, row_padded, col_padded, SCALED, OF_ROWS)
+            u = difference * scale
+            x -= u * u
         # slope: of the loss by q; for each dimension on its own, by the square of its u
         at = (3 if DIMENSIONS else 1) * dims * row_padded
         grad = _row_or_col(of_rows + at + row_padded, True, OF_ROWS)
         if SCALED:
-            slope = -grad * tl.exp(weight - q - _row_or_col(of_rows + at, True, OF_ROWS))
+            slope = -grad * exp(x - _row_or_col(of_rows + at, True, OF_ROWS))
         else:
-            _, slope = kernel(q, number[4:])
+            _, slope = kernel(-x, number[4:])
             slope = slope * weight * grad
         if not OF_ROWS:
             _add_to(sums + (slots - 1) * own_padded, slope)
         for d in range(0, dims):
-            u, scale = _distance(of_rows, of_cols, d, dims, row_padded, col_padded, SCALED, OF_ROWS)
-            if SCALED:  # nothing times infinity is nothing here
-                u = at_least(at_most(u, number[0]), -number[0])
+            difference, scale = _distance(of_rows, of_cols, d, dims, row_padded, col_padded, SCALED, OF_ROWS)
             g = slope
             if DIMENSIONS:
+                u = difference * scale
                 x = _row_or_col(of_cols + (2 * dims + d) * col_padded, False, OF_ROWS) - u * u
                 if SPECIAL:
                     x += extra
-                share = tl.exp(x - _row_or_col(of_rows + (dims + d) * row_padded, True, OF_ROWS))
+                share = exp(x - _row_or_col(of_rows + (dims + d) * row_padded, True, OF_ROWS))
                 g -= share * _row_or_col(of_rows + (2 * dims + d) * row_padded, True, OF_ROWS)
-            moved = g * u
+            moved = g * scale * difference  # in this order: u may be infinite where g is 0
             if OF_ROWS:
                 _add_to(sums + d * own_padded, moved * scale)
             else:
                 _add_to(sums + d * own_padded, moved)
                 if SCALED:
-                    _add_to(sums + (dims + d) * own_padded, moved * u)
+                    _add_to(sums + (dims + d) * own_padded, moved * difference)
                 if DIMENSIONS:
                     _add_to(sums + (2 * dims + d) * own_padded, g)
 
 
 @triton.jit
 def _slots(dims, SCALED: tl.constexpr, DIMENSIONS: tl.constexpr, OF_ROWS: tl.constexpr):
-    """How many sums a point has: a row's of g u scale by dimension; a col's of g u, g u^2 and, where it differs by
+    """How many sums a point has: a row's of g u scale by dimension; a col's of g u, g u (x - mu) and, where it differs by
     dimension, g; then of the slope."""
     return dims if OF_ROWS else (1 + SCALED + DIMENSIONS) * dims + 1
 
@@ -410,8 +424,9 @@ def finish_backward_kernel(
                 to = at[:, None] * dims + d[None, :]
                 total = _total(of_cols, 0, at, d, slots, col_padded, dims, col_parts, COMPUTE)
                 if SCALED:  # du/dmu = -scale, du/dlogvar = -u / 2, and each pair's logarithm has -logvar / 2
-                    total *= tl.load(cols + (dims + d)[None, :] * col_padded + at[:, None], mask=there, other=0)
-                    second = _total(of_cols, dims, at, d, slots, col_padded, dims, col_parts, COMPUTE)
+                    scale = tl.load(cols + (dims + d)[None, :] * col_padded + at[:, None], mask=there, other=0)
+                    total *= scale
+                    second = scale * _total(of_cols, dims, at, d, slots, col_padded, dims, col_parts, COMPUTE)
                     all = whole
                     if DIMENSIONS:
                         all = _total(of_cols, 2 * dims, at, d, slots, col_padded, dims, col_parts, COMPUTE)
@@ -456,7 +471,7 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=()) -> None:
 
     def run(function, programs, *arguments):
         if programs > 0:
-            start(function, (programs,), (kernel, *arguments), {"num_warps": _WARPS}, points.device)
+            start(function, (programs,), (kernel, *arguments), {"num_warps": _WARPS, "maxnreg": 255}, points.device)
 
     read = (value, values, grad_value, grad_values) if backward else (None,) * 4
     pack = rows, cols, points, *read, centres, logvar, log_weights, numbers

@@ -9,6 +9,12 @@ import triton.language as tl
 
 
 @triton.jit
+def exp(x):
+    """exp(x) to some |x| units in its last place; below the normal range 0."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
 def imq(q, scales):
     """Inverse multiquadrics: s / (s + q)."""
     value, slope = tl.zeros_like(q), tl.zeros_like(q)
@@ -26,7 +32,7 @@ def rbf(q, scales):
     value, slope = tl.zeros_like(q), tl.zeros_like(q)
     for i in tl.static_range(len(scales)):
         inverse = 1 / scales[i]
-        term = tl.exp(-q * inverse)
+        term = exp(-q * inverse)
         value += term
         slope -= term * inverse
     return value, slope
