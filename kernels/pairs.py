@@ -366,8 +366,8 @@ def backward_kernel(
 
 @triton.jit
 def _slots(dims, SCALED: tl.constexpr, DIMENSIONS: tl.constexpr, OF_ROWS: tl.constexpr):
-    """How many sums a point has: a row's of g u scale by dimension; a col's of g u, g u (x - mu) and, where it differs by
-    dimension, g; then of the slope."""
+    """How many sums a point has: a row's of g u scale by dimension; a col's of g u, of g u (z - mu) for normals and of
+    g where it differs by dimension, then of the slope."""
     return dims if OF_ROWS else (1 + SCALED + DIMENSIONS) * dims + 1
 
 
