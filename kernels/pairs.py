@@ -49,7 +49,7 @@ _DENSITIES = {
 DENSITIES = {f"{name}_{way}": density for name, density in _DENSITIES.items() for way in ("forward", "backward")}
 
 OWN = 128  # points of a program, one for each thread of its warps; what a side is padded to
-STREAM = {torch.float32: 32, torch.float64: 16}  # points that stream past at once
+STREAM = {torch.float32: 32, torch.float64: 8}  # points that stream past at once
 _WARPS = OWN // 32
 _PROGRAMS = 256  # that fill a GPU, with the 32 independent pairs of a thread
 _MOST_PARTS = 16  # backward, where each takes room as the side's gradients do
