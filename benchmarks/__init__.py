@@ -3,6 +3,8 @@
     pytest benchmarks/                      a quick look, through pytest-benchmark
     python -m benchmarks.run                measure everything and store it under benchmarks/results/
     python -m benchmarks.report             tables and plots from what is stored
+    python -m benchmarks.scaling            the terms of pairs as the batch and the latent grow, to where memory ends
+    python -m benchmarks.mig                the information in all codes of dSprites: time and memory
     python -m benchmarks.gpu                on a machine with an NVIDIA GPU: build, test, measure, report
 
 `workloads` names the shapes; a family's file holds its contenders; `measure` holds the clock.

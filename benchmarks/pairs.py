@@ -113,7 +113,7 @@ def cases(device: str) -> list[Case]:
             ),
             (
                 "mmd_celeba64",
-                "imq_mmd_forward",
+                "imq_mmd_backward",
                 wae_mmd,
                 fused_wae_mmd,
                 (codes,),

@@ -32,7 +32,11 @@ _ALL = (
     ),
     Workload("btcvae_dsprites", {"B": 2048, "D": 10, "N": 4096}, "beta-tcvae, default"),
     Workload("btcvae_pythae", {"B": 1000, "D": 10}, "pythae, dSprites"),
-    Workload("mig_eval", {"log_q": (737280, 10, 10), "steps": 1000}, "disentangling-vae, evaluation"),
+    Workload(
+        "mig_eval",
+        {"log_q": (737280, 10, 10), "steps": 1000, "N": 737280, "D": 10, "S": 10_000, "factors": (3, 6, 40, 32, 32)},
+        "disentangling-vae, evaluation of dSprites: samples S, values of each factor",
+    ),
     Workload("vamp_mnist", {"B": 100, "K": 500, "D": 40}, "pythae, VampPrior, training"),
     Workload("vamp_mnist_eval", {"B": 5000, "K": 500, "D": 40}, "pythae, VampPrior, evaluation"),
     Workload("iwae_mnist", {"B": 20, "K": 50, "D": 50, "N": 784}, "pythae, IWAE"),

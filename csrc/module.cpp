@@ -228,7 +228,8 @@ struct PairsCall {
   std::vector<double> scales;
   py::object scratch;
 
-  PairsCall(const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers) {
+  PairsCall(const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers,
+            bool symmetric, int64_t first) {
     void* data[12] = {};
     if (tensors.size() != 12) throw py::value_error("the pairs walk takes 12 tensors");
     for (int i = 0; i < 12; ++i) {
@@ -239,7 +240,7 @@ struct PairsCall {
     pairs.value = data[4], pairs.values = data[5], pairs.grad_value = data[6], pairs.grad_values = data[7];
     pairs.grad_points = data[8], pairs.grad_centres = data[9];
     pairs.grad_logvar = data[10], pairs.grad_log_weights = data[11];
-    pairs.every = every, pairs.own = own, pairs.next = next;
+    pairs.every = every, pairs.own = own, pairs.next = next, pairs.symmetric = symmetric, pairs.first = first;
     for (const py::handle& number : numbers) scales.push_back(number.cast<double>());
     pairs.scales = scales.data(), pairs.scale_count = static_cast<int>(scales.size());
     py::object points = tensors[0], centres = tensors[1], grad = tensors[6];
@@ -337,8 +338,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_pairs",
       [](const char* density, const py::tuple& tensors, double every, double own, double next,
-         const py::tuple& numbers) {
-        PairsCall call(tensors, every, own, next, numbers);
+         const py::tuple& numbers, bool symmetric, int64_t first) {
+        PairsCall call(tensors, every, own, next, numbers, symmetric, first);
         call.allocate(tensors, call.pairs.scratch_size());
         int threads = thread_count();
         bool known;
@@ -349,7 +350,7 @@ PYBIND11_MODULE(_C, m) {
         if (!known) unknown(density);
       },
       py::arg("density"), py::arg("tensors"), py::arg("every") = 0, py::arg("own") = 0, py::arg("next") = 0,
-      py::arg("numbers") = py::tuple());
+      py::arg("numbers") = py::tuple(), py::arg("symmetric") = false, py::arg("first") = 0);
 
 #ifdef VAEFAST_HAS_CUDA
   m.def(
@@ -375,8 +376,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_pairs",
       [](int device, uintptr_t stream, const char* density, const py::tuple& tensors, double every, double own,
-         double next, const py::tuple& numbers) {
-        PairsCall call(tensors, every, own, next, numbers);
+         double next, const py::tuple& numbers, bool symmetric, int64_t first) {
+        PairsCall call(tensors, every, own, next, numbers, symmetric, first);
         call.allocate(tensors, cuda::pairs_scratch(density, call.pairs));
         bool known;
         {
@@ -386,6 +387,7 @@ PYBIND11_MODULE(_C, m) {
         if (!known) unknown(density);
       },
       py::arg("device"), py::arg("stream"), py::arg("density"), py::arg("tensors"), py::arg("every") = 0,
-      py::arg("own") = 0, py::arg("next") = 0, py::arg("numbers") = py::tuple());
+      py::arg("own") = 0, py::arg("next") = 0, py::arg("numbers") = py::tuple(), py::arg("symmetric") = false,
+      py::arg("first") = 0);
 #endif
 }

@@ -47,11 +47,16 @@ struct Pairs {
   int64_t rows, cols, dims;
   const void* points;                          // [rows, dims]
   const void *centres, *logvar, *log_weights;  // [cols, dims], and null where the density has none; [cols] or null
-  void *value, *values;                        // [rows], [rows, dims]: written forward, read backward
+  // [rows], [rows, dims]: written forward, read backward; but where no logarithm is taken, backward writes value too
+  void *value, *values;
   const void *grad_value, *grad_values;        // backward: null where the density has none
   void *grad_points, *grad_centres, *grad_logvar, *grad_log_weights;
   double every, own, next;  // added to the weight of every pair, of (i, i) beyond that, of (i, i + 1 mod cols)
-  const double* scales;     // the density's own numbers
+  int64_t first;            // the rows' own cols begin here: i is first + row
+  // Of points with themselves (centres are points): each pair of two counts once, twice as much, and grad_points is the
+  // gradient of the points in both their parts.
+  bool symmetric;
+  const double* scales;  // the density's own numbers
   int scale_count;
   bool wide;      // compute in float64 instead of float32
   bool backward;  // which needs more scratch
@@ -68,7 +73,7 @@ struct Pairs {
   int64_t packed_size() const { return padded() * (3 * dims + 1); }
   int64_t sums_size() const { return padded() * (3 * dims + 1); }
   int64_t scratch_size() const {
-    return packed_size() + (backward ? row_parts() * sums_size() + col_parts() * rows * dims : 0);
+    return packed_size() + (backward ? row_parts() * sums_size() + col_parts() * rows * (dims + 1) : 0);
   }
 };
 

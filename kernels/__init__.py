@@ -22,8 +22,8 @@ class _Triton:
 
         return dict.fromkeys(DENSITIES, rows) | dict.fromkeys(STACKS, planes) | dict.fromkeys(PAIRS, pairs)
 
-    def rows(self, density: str, *arguments) -> None:
-        self._walks[density](density, *arguments)
+    def rows(self, density: str, *arguments, **options) -> None:
+        self._walks[density](density, *arguments, **options)
 
     pairs = rows
 

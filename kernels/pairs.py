@@ -182,7 +182,7 @@ def _extra(row_begin, col_begin, col_count, own, next, OF_ROWS: tl.constexpr, ST
     return extra
 
 
-@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims", "parts"])
+@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims", "first", "parts"])
 def forward_kernel(
     kernel: tl.constexpr,
     rows,  # packed
@@ -194,6 +194,7 @@ def forward_kernel(
     row_padded,
     col_padded,
     dims,
+    first,  # the col that is row 0's own
     parts,  # of the cols
     DIMENSIONS: tl.constexpr,  # each is also summed on its own
     SPECIAL: tl.constexpr,  # own or next is not 0
@@ -221,7 +222,7 @@ def forward_kernel(
         of_cols = cols + stream * STREAM + tl.arange(0, STREAM)
         weight = tl.zeros([STREAM, OWN], COMPUTE) + tl.load(of_cols + weights * col_padded)[:, None]
         if SPECIAL:
-            weight += _extra(row_begin, stream * STREAM, col_count, number[2], number[3], True, STREAM, OWN)
+            weight += _extra(first + row_begin, stream * STREAM, col_count, number[2], number[3], True, STREAM, OWN)
         x = weight if kernel is None else tl.zeros_like(weight)
         for d in range(d_begin, d_end):
             difference, scale = _distance(rows, of_cols, d, dims, row_padded, col_padded, kernel is None, True)
@@ -284,7 +285,7 @@ def _add_to(sums, x):
     tl.store(sums, tl.load(sums) + tl.sum(x, axis=0))
 
 
-@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims", "parts"])
+@triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims", "first", "parts"])
 def backward_kernel(
     kernel: tl.constexpr,
     rows,  # packed
@@ -296,6 +297,7 @@ def backward_kernel(
     row_padded,
     col_padded,
     dims,
+    first,
     parts,  # of the side that streams past
     OF_ROWS: tl.constexpr,  # that the program owns; else cols
     DIMENSIONS: tl.constexpr,
@@ -326,7 +328,7 @@ def backward_kernel(
         weight += _row_or_col(of_cols + (3 if SCALED else 1) * dims * col_padded, False, OF_ROWS)
         if SPECIAL:
             row_begin, col_begin = (own_begin, stream * STREAM) if OF_ROWS else (stream * STREAM, own_begin)
-            extra = _extra(row_begin, col_begin, col_count, number[2], number[3], OF_ROWS, STREAM, OWN)
+            extra = _extra(first + row_begin, col_begin, col_count, number[2], number[3], OF_ROWS, STREAM, OWN)
             weight += extra
         x = weight if SCALED else tl.zeros_like(weight)
         for d in range(0, dims):
@@ -339,8 +341,10 @@ def backward_kernel(
         if SCALED:
             slope = -grad * exp(x - _row_or_col(of_rows + at, True, OF_ROWS))
         else:
-            _, slope = kernel(-x, number[4:])
+            value, slope = kernel(-x, number[4:])
             slope = slope * weight * grad
+            if OF_ROWS:
+                _add_to(sums + dims * own_padded, value * weight)
         if not OF_ROWS:
             _add_to(sums + (slots - 1) * own_padded, slope)
         for d in range(0, dims):
@@ -366,9 +370,9 @@ def backward_kernel(
 
 @triton.jit
 def _slots(dims, SCALED: tl.constexpr, DIMENSIONS: tl.constexpr, OF_ROWS: tl.constexpr):
-    """How many sums a point has: a row's of g u scale by dimension; a col's of g u, of g u (z - mu) for normals and of
-    g where it differs by dimension, then of the slope."""
-    return dims if OF_ROWS else (1 + SCALED + DIMENSIONS) * dims + 1
+    """How many sums a point has: a row's of g u scale by dimension, then of a kernel's value; a col's of g u, of
+    g u (z - mu) for normals and of g where it differs by dimension, then of the slope."""
+    return dims + (not SCALED) if OF_ROWS else (1 + SCALED + DIMENSIONS) * dims + 1
 
 
 @triton.jit
@@ -387,6 +391,7 @@ def finish_backward_kernel(
     cols,  # packed
     of_rows,  # the sums; None where nobody asked for them
     of_cols,
+    value,  # [rows], where it is not the forward's
     grad_points,  # [rows, dims]
     grad_centres,  # [cols, dims]
     grad_logvar,
@@ -399,6 +404,7 @@ def finish_backward_kernel(
     row_parts,
     col_parts,
     DIMENSIONS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,  # the cols are the rows: a point's part as a col has the same gradient
     POINTS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
@@ -408,11 +414,16 @@ def finish_backward_kernel(
     if program < row_padded // POINTS:
         if of_rows is not None:
             at = program * POINTS + tl.arange(0, POINTS)
-            for first in range(0, dims, POINTS):
-                d = first + tl.arange(0, POINTS)
-                there = (at < row_count)[:, None] & (d < dims)[None, :]
-                total = _total(of_rows, 0, at, d, dims, row_padded, dims, row_parts, COMPUTE)
-                tl.store(grad_points + at[:, None] * dims + d[None, :], 2 * total, mask=there)
+            slots = _slots(dims, SCALED, DIMENSIONS, True)
+            if value is not None:
+                total = _total(of_rows, dims, at, tl.arange(0, 1), slots, row_padded, 1, row_parts, COMPUTE)
+                tl.store(value + at[:, None], total, mask=(at < row_count)[:, None])
+            if grad_points is not None:
+                for first in range(0, dims, POINTS):
+                    d = first + tl.arange(0, POINTS)
+                    there = (at < row_count)[:, None] & (d < dims)[None, :]
+                    total = _total(of_rows, 0, at, d, slots, row_padded, dims, row_parts, COMPUTE)
+                    tl.store(grad_points + at[:, None] * dims + d[None, :], (4 if SYMMETRIC else 2) * total, mask=there)
     else:
         if of_cols is not None:
             at = (program - row_padded // POINTS) * POINTS + tl.arange(0, POINTS)
@@ -445,17 +456,20 @@ def _parts(owned: int, streamed: int, stream: int, most: int) -> int:
     return max(min(_PROGRAMS // max(owned // OWN, 1), most, -(-streamed // stream)), 1)
 
 
-def pairs(density, tensors, every=0, own=0, next_=0, scales=()) -> None:
+def pairs(density, tensors, every=0, own=0, next_=0, scales=(), symmetric=False, first=0) -> None:
     """Run a density over all pairs of a row and a col.
 
     Args:
         density: a name in DENSITIES.
         tensors: points [rows, dims]; centres, logvar [cols, dims], log_weights [cols]; value [rows], values
-            [rows, dims], written forward and read backward; the gradients of these two; and, written backward, those of
-            the first four. Contiguous, of one type, float32 or float64; None for what the density does not have, or
-            nobody asked for.
+            [rows, dims], written forward and read backward, but a kernel's backward writes its value too; the gradients
+            of these two; and, written backward, those of the first four. Contiguous, of one type, float32 or float64;
+            None for what the density does not have, or nobody asked for.
         every, own, next_: added to the weight of every pair, of (i, i) beyond that, and of (i, i + 1 mod cols).
         scales: the density's floats.
+        symmetric: centres are points, and the value's gradient is the same for all: the gradient of points is that of
+            both.
+        first: the rows' own cols begin here: i is first + row.
     """
     points, centres, logvar, log_weights, value, values, grad_value, grad_values, *grads = tensors
     kernel, dimensions = DENSITIES[density]
@@ -473,7 +487,7 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=()) -> None:
         if programs > 0:
             start(function, (programs,), (kernel, *arguments), {"num_warps": _WARPS, "maxnreg": 255}, points.device)
 
-    read = (value, values, grad_value, grad_values) if backward else (None,) * 4
+    read = (value if kernel is None else None, values, grad_value, grad_values) if backward else (None,) * 4
     pack = rows, cols, points, *read, centres, logvar, log_weights, numbers
     run(pack_kernel, sum(padded) // _PACKED, *pack, *sizes, _PACKED, compute)
     if not backward:
@@ -481,7 +495,7 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=()) -> None:
         slots = 1 + dims if dimensions else 1
         sums = points.new_empty((parts, slots, padded[0]))
         programs, constants = padded[0] // OWN * parts * slots, (dimensions, special, stream, OWN, compute)
-        run(forward_kernel, programs, rows, cols, sums, numbers, *sizes, parts, *constants)
+        run(forward_kernel, programs, rows, cols, sums, numbers, *sizes, first, parts, *constants)
         finish = sums, value, values, numbers, row_count, padded[0], dims, parts
         run(finish_forward_kernel, padded[0] // _PACKED, *finish, _PACKED, compute)
         return
@@ -489,15 +503,18 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=()) -> None:
     sums, all_parts = [], []
     for of_rows, owned, streamed in ((True, padded[0], col_count), (False, padded[1], row_count)):
         parts = _parts(owned, streamed, stream, _MOST_PARTS)
-        slots = dims if of_rows else (1 + (kernel is None) + dimensions) * dims + 1
-        wanted = grads[0 if of_rows else 1] is not None
+        if of_rows:
+            slots, wanted = dims + (kernel is not None), grads[0] is not None or kernel is not None
+        else:
+            slots, wanted = (1 + (kernel is None) + dimensions) * dims + 1, grads[1] is not None
         sums.append(points.new_empty((parts, slots, owned)) if wanted else None)
         all_parts.append(parts)
         if wanted:
             constants = of_rows, dimensions, special, stream, OWN, compute
-            run(backward_kernel, owned // OWN * parts, rows, cols, sums[-1], numbers, *sizes, parts, *constants)
+            run(backward_kernel, owned // OWN * parts, rows, cols, sums[-1], numbers, *sizes, first, parts, *constants)
     run(
         finish_backward_kernel,
         sum(padded) // _PACKED,
-        *(cols, *sums, *grads, *sizes, *all_parts, dimensions, _PACKED, compute),
+        *(cols, *sums, value if kernel is not None else None, *grads, *sizes, *all_parts),
+        *(dimensions, symmetric, _PACKED, compute),
     )

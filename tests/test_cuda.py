@@ -64,8 +64,8 @@ class Emulated:
     def rows(self, *arguments):
         self.module.cuda_rows(0, 0, *arguments)
 
-    def pairs(self, *arguments):
-        self.module.cuda_pairs(0, 0, *arguments)
+    def pairs(self, *arguments, **options):
+        self.module.cuda_pairs(0, 0, *arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +143,7 @@ for _name in (
     "test_nan_stays",
     "test_single_and_empty",
     "test_frozen_inputs",
+    "test_rows_that_are_a_slice_of_the_cols",
 ):
     globals()[f"{_name}__test_pairs"] = getattr(test_pairs, _name)
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import vaefast
 from vaefast import _backends, _extension
 from vaefast.ops._define import TABLE
+from vaefast.ops.pairs import AggregatePosterior
 
 N = 5000  # of the data
 
@@ -109,7 +110,7 @@ def _mmd(kernel, scales, unbiased):
         lambda x, y: vaefast.mmd(x, y, kernel, scales, unbiased=unbiased),
         functools.partial(plain_mmd, kernel=kernel, scales=scales, unbiased=unbiased),
         lambda i, j, d: [(i, d), (j, d)],
-        _ops(f"{kernel}_mmd"),
+        (f"{kernel}_mmd",),
     )
 
 
@@ -231,16 +232,13 @@ def test_gradcheck(case, backend):
 
 def test_opcheck(case, backend):
     tensors = [t.detach() for t in inputs(case, (4, 4, 3))]
-    forward, backward = (TABLE[op] for op in case.ops)
-    if "mmd" in forward.name:
-        constants, saved = ([1.0, 2.0], True), ()
-        last = ([True, False],)
-    else:
-        constants = (-1.0, 0.5, -0.25) if "total" in forward.name else ()
-        saved, last = tuple_of(forward(*tensors, *constants)), ()
+    forward, *backward = (TABLE[op] for op in case.ops)
+    constants = {"mmd": ([1.0, 2.0], True, [True, False]), "total_correlation": (-1.0, 0.5, -0.25, 0)}
+    constants = next((value for name, value in constants.items() if name in forward.name), ())
     torch.library.opcheck(forward.call, (*tensors, *constants))
-    grads = cotangents(tuple_of(forward(*tensors, *constants)))
-    torch.library.opcheck(backward.call, (*grads, *tensors, *saved, *constants, *last))
+    saved = tuple_of(forward(*tensors, *constants))
+    for op in backward:
+        torch.library.opcheck(op.call, (*cotangents(saved), *tensors, *saved, *constants))
 
 
 def test_compile(case, backend, compiler):
@@ -433,6 +431,20 @@ def test_beyond_the_largest_number(backend):
     torch.testing.assert_close(vaefast.mixture_log_prob(z, near, logvar), expected)
 
 
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("distance", [1e6, 1e30])
+def test_mmd_of_samples_out_of_reach(backend, kernel, distance):
+    """k(x, y) and its gradient are nothing, even where |x - y|^2 is infinite: the rest is each sample's own."""
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    y = (x.detach() + distance).requires_grad_()
+    scales = (0.2, 1.0)
+    value, *grads = run(lambda x, y: vaefast.mmd(x, y, kernel, scales), (x, y))
+    own = [4 * s / (4 * s + 2) if kernel == "imq" else math.exp(-2 / (4 * s)) for s in scales]
+    between_y = 2.0 if y[0, 0] == y[1, 0] else sum(own)  # 1e30 + 1 is 1e30
+    assert value.item() == pytest.approx(sum(own) + between_y, rel=1e-5)
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
 @pytest.mark.parametrize("logvar", [-80.0, 80.0])
 @pytest.mark.parametrize("case", CASES[:3], ids=lambda case: case.name)
 def test_extreme_variances(case, backend, logvar):
@@ -528,6 +540,23 @@ def test_errors():
     ]:
         with pytest.raises(error, match=words):
             call()
+
+
+def test_rows_that_are_a_slice_of_the_cols(backend):
+    """As with other processes' points: value and gradients are those of these rows among all."""
+    z, mu, logvar = inputs(_total_correlation("stratified"), (7, 7, 3))
+    weights = -1.0, 0.5, -0.25
+    whole, parts = AggregatePosterior.apply(z, mu, logvar, *weights, 0), []
+    for begin, end in ((0, 2), (2, 6), (6, 7)):
+        parts.append(AggregatePosterior.apply(z[begin:end], mu, logvar, *weights, begin))
+    together = tuple(map(torch.cat, zip(*parts, strict=True)))
+    grads = cotangents(whole)
+    for a, b in zip(
+        (*whole, *gradients(whole, (z, mu, logvar), grads)),
+        (*together, *gradients(together, (z, mu, logvar), grads)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
 # Memory, and where they run

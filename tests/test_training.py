@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +22,20 @@ from vaefast.data import Batches, digits
 from vaefast.distributions import DiagonalGaussian
 from vaefast.models import VAE, dense_vae
 from vaefast.objectives import elbo
-from vaefast.training import NotFiniteError, Settings, SettingsError, Trainer, checkpoint, job, load, pictures, run
+from vaefast.training import (
+    NotFiniteError,
+    Settings,
+    SettingsError,
+    Trainer,
+    checkpoint,
+    job,
+    load,
+    pictures,
+    run,
+    state,
+)
+from vaefast.training.build import rate
+from vaefast.training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -347,17 +362,13 @@ def test_one_seed_one_result(finished, tmp_path):
 
 def test_an_interrupt_in_the_first_epoch_leaves_the_earlier_run(finished, monkeypatch):
     folder, _ = finished
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(job, "_fit", interrupted)
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(job, "_fit", lambda run: True)
     said = []
     with pytest.raises(KeyboardInterrupt):
         run(small(folder, latent=5), said.append)
     assert said[-1] == "Interrupted before the first epoch was finished: nothing was saved."
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_load_without_a_run(tmp_path):
@@ -372,8 +383,135 @@ def test_load_without_a_run(tmp_path):
         ({"batch_size": -1}, "batch size must be"),
         ({"seed": 2**63}, "seed must be"),
         ({"lr": math.nan}, "lr must be a positive number, got nan"),
+        ({"clip": 0.0}, "clip must be a positive number, got 0.0"),
+        ({"ema": 1.0}, "ema must be above 0 and below 1, got 1.0"),
+        ({"weight_decay": -1.0}, "weight decay must be a number from 0 up, got -1.0"),
+        ({"early_stop": 0}, "early stop must be from 1"),
+        ({"amp": "fp8"}, "amp must be one of none, bf16, fp16, got 'fp8'"),
+        ({"schedule": "sine"}, "schedule must be one of cosine, linear, constant, got 'sine'"),
+        ({"recipe": "worst"}, "recipe must be one of default, best, got 'worst'"),
+        ({"model_options": "gelu"}, "model options must be \"name=value name=value\", got 'gelu'"),
     ],
 )
 def test_settings_outside_their_range(changes, message):
     with pytest.raises(SettingsError, match=message):
         Settings(**changes)
+
+
+@pytest.fixture(scope="module")
+def few(data, tmp_path_factory) -> dict:
+    """The settings of a run on 900 digits, in a file that is read faster than all of them."""
+    path = tmp_path_factory.mktemp("few") / "digits.npz"
+    np.savez(path, x_train=data.train[::5].numpy(), x_test=data.test[::5].numpy())
+    return {"data": str(path), "batch_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "diffusion"}, "model must be one of dense.*, got 'diffusion'"),
+        ({"objective": "luck"}, "objective must be one of elbo.*, got 'luck'"),
+        ({"model_options": "colour=3"}, "model 'dense': .*'colour'"),
+        ({"model_options": "activation=sine"}, "model 'dense': activation must be one of"),
+        ({"data": "nowhere"}, "there is no data 'nowhere'"),
+        ({"data_options": "size=3"}, r"digits\.npz takes key, got 'size'"),
+        ({"anneal": "beta=linear:many"}, "anneal must be name=kind:steps.*, got beta=linear:many"),
+        ({"anneal": "beta=linear:10"}, "annealers must name numbers of the objective, which has no 'beta'"),
+        ({"cuda_graph": True, "device": "cpu"}, "cuda_graph needs a model on a CUDA device"),
+    ],
+)
+def test_settings_that_cannot_be_honoured(changes, message, few, tmp_path):
+    with pytest.raises(SettingsError, match=message):
+        run(small(tmp_path, **{**few, **changes}), silent)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_every_setting_says_what_it_is():
+    for field in dataclasses.fields(Settings):
+        assert field.metadata["help"]
+        assert field.metadata["metavar"] or field.type == "bool"
+    with pytest.raises(TypeError, match="there is no setting 'epoch'; there are output, recipe, data"):
+        Settings(epoch=3)
+
+
+def test_a_recipe_is_where_settings_begin():
+    best = Settings(recipe="best")
+    for name, value in RECIPES["best"].items():
+        assert getattr(best, name) == value
+    mine = Settings(recipe="best", latent=Settings().latent)
+    assert mine.latent == Settings().latent != RECIPES["best"]["latent"]
+    assert mine.model == RECIPES["best"]["model"]
+    assert mine.given == {"recipe", "latent"}
+    assert dataclasses.replace(mine, epochs=3).latent == mine.latent
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0] * 5),
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0]),
+    ],
+)
+def test_learning_rates(schedule, expected):
+    assert [rate(Settings(schedule=schedule), step, 4) for step in range(5)] == pytest.approx(expected, abs=1e-12)
+    warm = Settings(schedule=schedule, warmup=3)
+    found = [rate(warm, step, 7) for step in range(8)]
+    assert found == pytest.approx([0.25, 0.5, 0.75, *expected], abs=1e-12)
+
+
+def test_what_is_saved_is_the_average_of_the_weights(few, tmp_path):
+    metrics = run(small(tmp_path, **few, schedule="constant", ema=0.99), silent)
+    trained = state.read(tmp_path / job.STATE)[0]["trainer"]
+    saved, _ = checkpoint.read(tmp_path / "checkpoint.safetensors")
+    assert saved.keys() == trained["ema"]["average"].keys()
+    for name, value in saved.items():
+        assert torch.equal(value, trained["ema"]["average"][name])
+        assert not torch.equal(value, trained["model"][name])
+    assert [row["lr"] for row in metrics["progress"]] == [1e-3] * 2
+
+
+def test_early_stop_saves_the_best_epoch(few, tmp_path):
+    metrics = run(small(tmp_path, **few, epochs=60, lr=0.05, schedule="constant", early_stop=1), silent)
+    losses = [row["held-out"]["loss"] for row in metrics["history"]]
+    assert len(losses) < 60
+    assert min(losses) == losses[-2] < losses[-1]
+    assert metrics["held-out"]["loss"] == pytest.approx(losses[-2], rel=0.01)  # other noise
+
+
+def test_data_that_is_no_image(tmp_path):
+    counts = np.random.default_rng(0).random((40, 7)).astype(np.float32)
+    np.save(tmp_path / "a.npy", counts)
+    said = []
+    metrics = run(small(tmp_path / "run", data=str(tmp_path / "a.npy"), batch_size=8), said.append)
+    assert metrics["steps"] == 2 * 5
+    assert "on 36 samples" in said[0]
+    assert sorted(os.listdir(tmp_path / "run")) == sorted(set(job.FILES) - {"samples.png", "reconstructions.png"})
+
+
+def test_a_broken_image_among_the_data(tmp_path):
+    for i in range(10):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:50])
+    with pytest.raises(SettingsError, match=r"cannot read the image .*7\.png"):
+        run(small(tmp_path / "run", data=str(tmp_path)), silent)
+
+
+def test_curves_for_tensorboard(few, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics = run(small(tmp_path, **few, tensorboard=True), silent)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for split in ("train", "held-out"):
+        for name, value in metrics["history"][-1][split].items():
+            last = events.Scalars(f"{split}/{name}")[-1]
+            assert last.step == metrics["steps"]
+            assert last.value == pytest.approx(value, rel=1e-6)
+    assert events.Scalars("progress/active_units")[-1].value == metrics["active_units"]
+
+
+def test_tensorboard_where_it_is_not_installed(few, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="tensorboard needs a package that is not here: pip install tensorboard"):
+        run(small(tmp_path, **few, tensorboard=True), silent)

@@ -156,9 +156,10 @@ def launches():
         record(what, False, lambda: gradients([vaefast.mixture_log_prob(*mixture)], mixture))  # noqa: B023
         for own in (0.0, 1.0):
             log_qs = AggregatePosterior.apply
-            record(what, False, lambda: gradients(log_qs(z, mu, logvar, -1.0, own, own), (z, mu, logvar)))  # noqa: B023
+            record(what, False, lambda: gradients(log_qs(z, mu, logvar, -1.0, own, own, 0), (z, mu, logvar)))  # noqa: B023
         for name in ("imq", "rbf"):
             record(what, False, lambda: gradients([vaefast.mmd(z, mu, name)], (z, mu)))  # noqa: B023
+            record(what, False, lambda: vaefast.mmd(z.detach(), mu.detach(), name))  # noqa: B023
 
     for parameters, data, weight in TYPES:
         logits, x = torch.empty(SHAPE, dtype=parameters, requires_grad=True), torch.empty(SHAPE, dtype=data)

@@ -48,6 +48,7 @@ for _name in (
     "test_nan_stays",
     "test_single_and_empty",
     "test_frozen_inputs",
+    "test_rows_that_are_a_slice_of_the_cols",
 ):
     globals()[_name] = getattr(test_pairs, _name)
     assert "backend" in inspect.signature(globals()[_name]).parameters
@@ -80,5 +81,5 @@ def test_bits_do_not_depend_on_the_run(case, backend):
 
 
 def test_every_op_of_pairs_has_a_density():
-    assert {op.density for op in TABLE.values() if op.walk == "pairs"} == pairs.DENSITIES.keys()
+    assert {op.density for op in TABLE.values() if op.walk == "pairs"} <= pairs.DENSITIES.keys()
     assert {kernels.backend.why_not(name, device) for name in pairs.DENSITIES for device in ("cpu", "cuda")} == {None}

@@ -106,10 +106,10 @@ class _CUDA:
         stream = torch._C._cuda_getCurrentRawStream(device)
         module().cuda_rows(device, stream, density, batch_ndim, inputs, *rest)
 
-    def pairs(self, density, tensors, *rest) -> None:
+    def pairs(self, density, tensors, *rest, **options) -> None:
         device = tensors[0].device.index
         stream = torch._C._cuda_getCurrentRawStream(device)
-        module().cuda_pairs(device, stream, density, tensors, *rest)
+        module().cuda_pairs(device, stream, density, tensors, *rest, **options)
 
 
 cpu, cuda = _CPU(), _CUDA()

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib.util
-import json
+import functools
 import os
+import re
 import sys
 from collections.abc import Sequence
 
-from vaefast import __version__
-from vaefast.info import info, text
-from vaefast.training import NotFiniteError, Settings, SettingsError, run
+from vaefast import __version__, commands
+from vaefast.commands.inputs import CommandError, nearest
+from vaefast.data import DataError
+from vaefast.runs import RunError
+from vaefast.training import SettingsError
 
-# import name: package
-_TRAIN_NEEDS = {
-    "matplotlib": "matplotlib",
-    "mlxtend": "mlxtend",
-    "PIL": "pillow",
-    "safetensors": "safetensors",
-    "tqdm": "tqdm",
-}
+_EPILOG = """\
+to begin with:
+  vaefast train                        handwritten digits, no download; leaves the folder runs/digits
+  vaefast report runs/digits           one page with all that the run left, to open in a browser
+  vaefast sample runs/digits -n 64     more of them
+  vaefast train --help                 what can be set
+
+"vaefast COMMAND --help" says what a command takes.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments, **options):
+        kind = options.pop("formatter_class", argparse.HelpFormatter)
+        super().__init__(*arguments, formatter_class=functools.partial(kind, max_help_position=28), **options)
+
     def error(self, message: str):
+        wrong = re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message)
+        if wrong:
+            names = re.findall(r"[\w-]+", wrong[2])
+            message = f"unknown {wrong[1]!r}{nearest(wrong[1], names)}; there are {', '.join(names)}"
         self.exit(2, f"vaefast: error: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """argparse's, but an unknown option is refused here, by the command's own parser, with the nearest name."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            self.error(f"unknown argument {name}{nearest(name, self._option_string_actions)}")
+        return namespace, unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments`, by default the shell's, and return the exit code."""
     options = vars(_parser().parse_args(arguments))
     try:
-        code = options.pop("command")(**options)
+        code = options.pop("command")(**options) or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -41,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vaefast info | head`: nobody reads on, and Python would complain once more as it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (CommandError, DataError, RunError, SettingsError) as error:
+        return _fail(getattr(error, "code", 2), error)
+    except OSError as error:
+        return _fail(1, ": ".join(str(part) for part in (error.strerror or error, error.filename) if part))
 
 
 def _fail(code: int, message: object) -> int:
@@ -48,66 +70,15 @@ def _fail(code: int, message: object) -> int:
     return code
 
 
-def _train(**options) -> int:
-    missing = [package for name, package in _TRAIN_NEEDS.items() if importlib.util.find_spec(name) is None]
-    if missing:
-        return _fail(2, f'training needs {", ".join(missing)}: pip install "vaefast[train]"')
-    try:
-        run(Settings(**options))
-    except SettingsError as error:
-        return _fail(2, error)
-    except NotFiniteError as error:
-        return _fail(1, f"{error}; nothing was saved. A smaller --lr may help.")
-    except OSError as error:
-        return _fail(1, f"{error.strerror}: {error.filename or options['output']}")
-    return 0
-
-
-def _info(as_json: bool) -> int:
-    try:
-        facts = info()
-    except ValueError as error:  # VAEFAST_BACKEND or VAEFAST_ISA holds a name that does not exist
-        return _fail(2, error)
-    print(json.dumps(facts, indent=2) if as_json else text(facts))
-    return 0
-
-
-_TRAIN_HELP = {
-    "output": (str, "FOLDER", "where the results go; made if it is not there, replaced if it holds an earlier run"),
-    "epochs": (int, "N", "how many times to go through the training images"),
-    "batch_size": (int, "N", "images per training step; more are faster per image, fewer learn more per epoch"),
-    "latent": (int, "N", "how many numbers describe an image; more give sharper copies, fewer give better inventions"),
-    "lr": (float, "RATE", "learning rate of Adam at the start; it falls to zero along a cosine"),
-    "seed": (int, "N", "the same seed on the same machine gives the same weights"),
-    "device": (str, "NAME", "auto (a GPU if there is one), cpu, cuda, cuda:1, …"),
-    "backend": (str, "NAME", "whose kernels run: auto (the fastest here), cuda, triton, cpu or reference"),
-    "threads": (int, "N", "CPU threads; a model this small gains nothing from more than one or two"),
-}
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("vaefast", description="Variational autoencoders with fused kernels.")
-    parser.add_argument("--version", action="version", version=f"vaefast {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    train = commands.add_parser(
-        "train",
-        help="train a VAE on handwritten digits and draw new ones",
-        description="Train a dense VAE on 5,000 real handwritten digits, in about half a minute, and leave in a "
-        "folder its weights, loss curves, digits that it made up, and its numbers. Ctrl-C stops early and "
-        "keeps the weights.",
+    parser = _Parser(
+        "vaefast",
+        description="Train variational autoencoders, draw from them, measure them and show what came of it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for field in dataclasses.fields(Settings):
-        kind, metavar, what = _TRAIN_HELP[field.name]
-        option = f"--{field.name.replace('_', '-')}"
-        train.add_argument(option, type=kind, metavar=metavar, default=field.default, help=f"{what} (%(default)s)")
-    train.set_defaults(command=_train)
-
-    shows = commands.add_parser(
-        "info",
-        help="show which kernels run here, and why others do not",
-        description="Show, for every operation, which backend runs it here, which others could, and why not the rest.",
-    )
-    shows.add_argument("--json", action="store_true", dest="as_json", help="the same as JSON")
-    shows.set_defaults(command=_info)
+    parser.add_argument("-V", "--version", action="version", version=f"vaefast {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in commands.MODULES:
+        module.add(subparsers)
     return parser

@@ -6,7 +6,7 @@
 // one rescaling per block. Backward makes each pair again from the forward's result. No pair is ever stored.
 #include "density/pairs.h"
 
-#include "cpu/simd.h"
+#include "cpu/stacks.h"
 #include "walk.h"
 
 namespace vaefast {
@@ -46,8 +46,8 @@ VF_FN void add(LogSum<V>& to, const V* x) {
   V max = to.max;  // finite from the start: -inf less -inf is not met
   for (int v = 0; v < N; ++v) max = select(x[v] > max, x[v], max);
   max = N_::at_most(max, splat<V>(kLargest<Scalar<V>>));
-  V sum = to.sum * exp_parts(to.max - max).exp;
-  for (int v = 0; v < N; ++v) sum += exp_parts(x[v] - max).exp;
+  V sum = to.sum * exp_only(to.max - max);
+  for (int v = 0; v < N; ++v) sum += exp_only(x[v] - max);
   to = {max, sum};
 }
 
@@ -55,7 +55,7 @@ template <class V>
 Scalar<V> total(LogSum<V> lanes) {
   Scalar<V> max = lanes.max[0];
   for (size_t l = 1; l < sizeof(V) / sizeof(max); ++l) max = lanes.max[l] > max ? lanes.max[l] : max;
-  lanes.sum *= exp_parts(lanes.max - max).exp;
+  lanes.sum *= exp_only(lanes.max - max);
   return max + log(add_lanes<Scalar<V>, kBytes>(lanes.sum));
 }
 
@@ -105,18 +105,19 @@ class PairsRunner {
     [[maybe_unused]] bool parallel = threads > 1 && parts > 1 && rows_ * cols_ * (dims_ + 1) >= kParallel;
 #pragma omp parallel num_threads(threads) if (parallel)
     {
-      Array<V> room(kRows * dims_);
+      Array<V> room(kRows * (dims_ + 1));
 #pragma omp for schedule(dynamic)
       for (int64_t part = 0; part < parts; ++part) {
         int64_t r = part / col_parts, c = part % col_parts;
         C* of_cols = sums + r * p_.sums_size();
         backward_part(bound(rows_, r, row_parts, kRows), bound(rows_, r + 1, row_parts, kRows),
                       bound(padded_, c, col_parts, Pairs::kAlign), bound(padded_, c + 1, col_parts, Pairs::kAlign),
-                      Packed(of_cols, padded_, dims_), points + c * rows_ * dims_, room.get());
+                      Packed(of_cols, padded_, dims_), points + c * rows_ * (dims_ + 1), room.get());
       }
     }
+    if (p_.grad_centres || p_.symmetric) finish_cols(sums, row_parts);
     if (p_.grad_points) finish_points(points, col_parts);
-    if (p_.grad_centres) finish_cols(sums, row_parts);
+    if (!D::logarithm && p_.value) finish_values(points + rows_ * dims_, col_parts);
   }
 
  private:
@@ -131,21 +132,16 @@ class PairsRunner {
   int64_t at(int64_t col) const { return col / kWidth * kWidth * dims_ + col % kWidth; }
 
   void pack() {
-    auto centres = static_cast<const C*>(p_.centres), logvar = static_cast<const C*>(p_.logvar);
+    unstack_cols(static_cast<const C*>(p_.centres), cols_data_.a);
+    if (D::scaled) unstack_cols(static_cast<const C*>(p_.logvar), cols_data_.b);
     auto log_weights = static_cast<const C*>(p_.log_weights);
     const C none = D::logarithm ? -C(__builtin_inf()) : C(0);  // the weight of a col that is not there
     for (int64_t col = 0; col < padded_; col += kLanes) {
       double weight[kLanes] = {};
       int64_t to = at(col), step = width(col / kWidth * kWidth);
-      for (int64_t d = 0; d < dims_; ++d, to += step) {
-        C mu[kLanes] = {}, log[kLanes] = {};
-        for (int l = 0; l < kLanes && col + l < cols_; ++l) {
-          mu[l] = centres[(col + l) * dims_ + d];
-          if (D::scaled) log[l] = logvar[(col + l) * dims_ + d];
-        }
-        store(cols_data_.a + to, load<V>(mu));
-        if constexpr (D::scaled) {
-          V half = load<V>(log) * C(-0.5);
+      if constexpr (D::scaled)
+        for (int64_t d = 0; d < dims_; ++d, to += step) {
+          V half = load<V>(cols_data_.b + to) * C(-0.5);
           V scale = exp_parts(half).exp * C(0.70710678118654752440);
           store(cols_data_.b + to, Native<V>::at_most(scale, splat<V>(kLargest<C>)));
           V term = half - C(0.91893853320467274178);  // log(2 pi) / 2
@@ -154,23 +150,50 @@ class PairsRunner {
             if (col + l >= cols_) term[l] = none;
           store(cols_data_.c + to, term);
         }
-      }
       for (int l = 0; l < kLanes; ++l) {
         bool there = col + l < cols_;
         double log_weight = there && log_weights ? log_weights[col + l] : 0;
-        double whole = D::logarithm ? weight[l] + log_weight : p_.every;
+        double whole = D::logarithm ? weight[l] + log_weight : p_.symmetric ? 2 * p_.every : p_.every;
         cols_data_.last[col + l] = there ? static_cast<C>(whole) : none;
       }
     }
   }
 
-  // What the pairs (row, row) and (row, row + 1 mod cols) have beyond the others; false where col … has neither.
+  // [cols, dims] to blocks, zeros where there is no col.
+  void unstack_cols(const C* from, C* to) const {
+    for (int64_t block = 0; block < padded_; block += kWidth) {
+      int64_t step = width(block), there = cols_ - block < step ? cols_ - block : step;
+      C* first = to + at(block);
+      unstack(from + block * dims_, dims_, static_cast<int>(there), dims_, first, step);
+      for (int64_t d = 0; there < step && d < dims_; ++d)
+        for (int64_t i = there; i < step; ++i) first[d * step + i] = 0;
+    }
+  }
+
+  // Blocks to [cols, dims].
+  void stack_cols(const C* from, C* to) const {
+    for (int64_t block = 0; block < padded_; block += kWidth) {
+      int64_t step = width(block), there = cols_ - block < step ? cols_ - block : step;
+      stack(from + at(block), step, dims_, static_cast<int>(there), to + block * dims_, dims_);
+    }
+  }
+
+  // The first col that `row` … meet, in whole vectors.
+  int64_t first_col(int64_t row) const { return p_.symmetric ? row / kLanes * kLanes : 0; }
+
+  // What the pairs (i, i) and (i, i + 1 mod cols) of i = first + row have beyond the others, and what a symmetric walk
+  // takes from the others before them; false where col … has none of these.
   bool special(int64_t row, int64_t col, V* extra, int count) const {
+    row += p_.first;
     int64_t next = row + 1 == cols_ ? 0 : row + 1, size = int64_t{count} * kLanes;
     bool own_is_here = row >= col && row < col + size, next_is_here = next >= col && next < col + size;
-    if (!own_is_here && !next_is_here) return false;
+    bool before_is_here = p_.symmetric && row > col;
+    if (!own_is_here && !next_is_here && !before_is_here) return false;
     C values[kWidth] = {};
-    if (own_is_here) values[row - col] += static_cast<C>(p_.own);
+    if (before_is_here)
+      for (int64_t i = 0, end = row - col < size ? row - col : size; i < end; ++i)
+        values[i] = static_cast<C>(-2 * p_.every);
+    if (own_is_here) values[row - col] += static_cast<C>(p_.symmetric ? p_.own - p_.every : p_.own);
     if (next_is_here) values[next - col] += static_cast<C>(p_.next);
     for (int v = 0; v < count; ++v) extra[v] = load<V>(values + v * kLanes);
     return true;
@@ -186,12 +209,15 @@ class PairsRunner {
 
   void forward_rows(int64_t row, int count, LogSum<V>* state) const {
     for (int64_t i = 0; i < count * (dims_ + 1); ++i) state[i] = {splat<V>(-kLargest<C>), V{}};
-    for (int64_t block = 0; block < padded_; block += kWidth)
-      if (width(block) == kWidth) {
-        for (int r = 0; r < count; ++r) forward_block<kBlock>(row + r, block, state + r * (dims_ + 1));
+    for (int64_t col = first_col(row), end; col < padded_; col = end) {
+      int64_t block = col / kWidth * kWidth;
+      end = block + width(block);
+      if (end - col == kWidth) {
+        for (int r = 0; r < count; ++r) forward_block<kBlock>(row + r, col, state + r * (dims_ + 1));
       } else {
-        rest<kBlock / 2>(row, count, block, state);
+        rest<kBlock / 2>(row, count, col, end, state);
       }
+    }
     const C every = static_cast<C>(p_.every);
     for (int r = 0; r < count; ++r, state += dims_ + 1) {
       if constexpr (D::dimensions)
@@ -204,12 +230,12 @@ class PairsRunner {
     }
   }
 
-  // The last block, in vectors of fewer and fewer cols.
+  // Less than a block, in vectors of fewer and fewer cols.
   template <int N>
-  void rest(int64_t row, int count, int64_t col, LogSum<V>* state) const {
-    for (; col + N * kLanes <= padded_; col += N * kLanes)
+  void rest(int64_t row, int count, int64_t col, int64_t end, LogSum<V>* state) const {
+    for (; col + N * kLanes <= end; col += N * kLanes)
       for (int r = 0; r < count; ++r) forward_block<N>(row + r, col, state + r * (dims_ + 1));
-    if constexpr (N > 1) rest<N / 2>(row, count, col, state);
+    if constexpr (N > 1) rest<N / 2>(row, count, col, end, state);
   }
 
   template <int N>
@@ -277,10 +303,27 @@ class PairsRunner {
       const int64_t count = row_end - row < kRows ? row_end - row : kRows;
       Row rows[kRows];
       for (int64_t r = 0; r < kRows; ++r) rows[r] = row_at(row, r, count, nothing.get());
-      for (int64_t i = 0; i < kRows * dims_; ++i) room[i] = V{};
-      for (int64_t c = col; c < col_end; c += kLanes) backward_tile(row, rows, c, sums, room);
-      for (int64_t i = 0; i < count * dims_; ++i) points[row * dims_ + i] = add_lanes<C, kBytes>(room[i]);
+      for (int64_t i = 0; i < kRows * (dims_ + 1); ++i) room[i] = V{};
+      int64_t from = first_col(row) > col ? first_col(row) : col;
+      for (int64_t c = from; c < col_end; c += kLanes) backward_tile(row, rows, c, sums, room);
+      add_up(room, count * dims_, points + row * dims_);
+      for (int64_t r = 0; r < count; ++r)
+        points[rows_ * dims_ + row + r] = add_lanes<C, kBytes>(room[kRows * dims_ + r]);
     }
+  }
+
+  // The sum of each vector's lanes; of many, squares are turned, and vectors added instead of lanes.
+  static void add_up(const V* from, int64_t size, C* to) {
+    int64_t i = 0;
+    if constexpr (sizeof(C) == 4)
+      for (; i + kLanes <= size; i += kLanes) {
+        V square[kLanes], sum{};
+        for (int l = 0; l < kLanes; ++l) square[l] = from[i + l];
+        transpose(square);
+        for (int l = 0; l < kLanes; ++l) sum += square[l];
+        store(to + i, sum);
+      }
+    for (; i < size; ++i) to[i] = add_lanes<C, kBytes>(from[i]);
   }
 
   // Of the logarithm of a sum, e^(x - value) is the pair's share; where no pair counts, that of every pair is 0.
@@ -313,12 +356,17 @@ class PairsRunner {
         slope[r] = Native<V>::multiply_add(u, u, slope[r]);
       }
     }
+    using N = Native<V>;
     V weight = load<V>(cols_data_.last + col), all{};
     for (int r = 0; r < kRows; ++r) {
       if constexpr (D::logarithm)
-        slope[r] = exp_parts(weight + extra[r] - slope[r] - rows[r].value).exp * -rows[r].grad;
-      else
-        slope[r] = D::kernel(slope[r], scales_.get(), p_.scale_count).slope * (weight + extra[r]) * rows[r].grad;
+        slope[r] = exp_only(weight + extra[r] - slope[r] - rows[r].value) * -rows[r].grad;
+      else {
+        Kernel<V> kernel = D::kernel(slope[r], scales_.get(), p_.scale_count);
+        V counts = weight + extra[r];
+        room[kRows * dims_ + r] = N::multiply_add(kernel.value, counts, room[kRows * dims_ + r]);
+        slope[r] = kernel.slope * counts * rows[r].grad;
+      }
       all += slope[r];
     }
     store(sums.last + col, load<V>(sums.last + col) + all);
@@ -345,7 +393,7 @@ class PairsRunner {
         if constexpr (D::dimensions) {
           V x = N::multiply_add(-u, u, load<V>(cols_data_.c + at));
           if (Special) x += extra[r];
-          g = N::multiply_add(exp_parts(x - finite(rows[r].values[d] - every)).exp, splat<V>(-rows[r].grads[d]), g);
+          g = N::multiply_add(exp_only(x - finite(rows[r].values[d] - every)), splat<V>(-rows[r].grads[d]), g);
           all += g;
         }
         V& point = room[r * dims_ + d];
@@ -365,30 +413,45 @@ class PairsRunner {
     }
   }
 
+  // A part's sums: the gradients of the points, then the values.
   void finish_points(const C* points, int64_t parts) const {
     auto grad = static_cast<C*>(p_.grad_points);
-    for (int64_t i = 0, size = rows_ * dims_; i < size; ++i) {
-      C sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += points[part * size + i];
-      grad[i] = 2 * sum;
+    for (int64_t part = 0, size = rows_ * dims_; part < parts; ++part, points += size + rows_)
+      if (part == 0 && !p_.symmetric)  // else there is what finish_cols left
+        for (int64_t i = 0; i < size; ++i) grad[i] = 2 * points[i];
+      else
+        for (int64_t i = 0; i < size; ++i) grad[i] += 2 * points[i];
+  }
+
+  void finish_values(const C* values, int64_t parts) const {
+    auto value = static_cast<C*>(p_.value);
+    for (int64_t i = 0; i < rows_; ++i) {
+      value[i] = 0;
+      for (int64_t part = 0; part < parts; ++part) value[i] += values[part * rows_ * (dims_ + 1) + i];
     }
   }
 
   // du/dmu = -scale, du/dlogvar = -u / 2, and each pair's c has -logvar / 2.
   void finish_cols(C* sums, int64_t parts) const {
-    auto centres = static_cast<C*>(p_.grad_centres), logvar = static_cast<C*>(p_.grad_logvar);
-    auto log_weights = static_cast<C*>(p_.grad_log_weights);
     for (int64_t part = 1; part < parts; ++part)
       for (int64_t i = 0; i < p_.sums_size(); ++i) sums[i] += sums[part * p_.sums_size() + i];
     Packed sum(sums, padded_, dims_);
-    for (int64_t col = 0; col < cols_; ++col) {
+    for (int64_t col = 0; col < padded_; col += kLanes) {
       int64_t from = at(col), step = width(col / kWidth * kWidth);
       for (int64_t d = 0; d < dims_; ++d, from += step) {
-        centres[col * dims_ + d] = -2 * sum.a[from] * (D::scaled ? cols_data_.b[from] : C(1));
-        if (D::scaled) logvar[col * dims_ + d] = (D::dimensions ? sum.c[from] : sum.last[col]) / 2 - sum.b[from];
+        V pull = load<V>(sum.a + from) * C(-2);
+        if constexpr (D::scaled) {
+          pull *= load<V>(cols_data_.b + from);
+          V all = load<V>(D::dimensions ? sum.c + from : sum.last + col);
+          store(sum.b + from, all * C(0.5) - load<V>(sum.b + from));
+        }
+        store(sum.a + from, pull);
       }
-      if (log_weights) log_weights[col] = -sum.last[col];
     }
+    stack_cols(sum.a, static_cast<C*>(p_.symmetric ? p_.grad_points : p_.grad_centres));
+    if (D::scaled) stack_cols(sum.b, static_cast<C*>(p_.grad_logvar));
+    if (auto log_weights = static_cast<C*>(p_.grad_log_weights))
+      for (int64_t col = 0; col < cols_; ++col) log_weights[col] = -sum.last[col];
   }
 
   const Pairs& p_;

@@ -14,6 +14,7 @@
 
 #include "cpu/normals.h"
 #include "cpu/pair.h"
+#include "cpu/stacks.h"
 #include "density/table.h"
 #include "walk.h"
 
@@ -60,53 +61,6 @@ bool one_run(const Axis& axis, int64_t from, int64_t count) { return from % axis
 bool lies_flat(const Elements& e, const Tile& tile) {
   bool rows = tile.rows == 1 || (e.row.stride == tile.cols && one_run(e.row, tile.row, tile.rows));
   return rows && (tile.cols == 1 || (e.col.stride == 1 && one_run(e.col, tile.col, tile.cols)));
-}
-
-template <class S>
-using float_or_double = std::conditional_t<sizeof(S) == 8, double, float>;
-
-// Stacks whose numbers lie side by side, to planes `pitch` apart, or back: squares are turned in registers.
-template <class S, class C>
-void unstack(const S* from, int64_t stride, int length, int64_t planes, C* to, int64_t pitch) {
-  constexpr int n = kFloats;
-  for (int64_t k = 0; k < planes; k += n)
-    for (int i = 0; i < length; i += n) {
-      const int high = planes - k < n ? planes - k : n, wide = length - i < n ? length - i : n;
-      const S* source = from + i * stride + k;
-      C* target = to + k * pitch + i;
-      if constexpr (sizeof(C) == 4)
-        if (high == n && wide == n) {
-          F32 square[n];
-          for (int j = 0; j < n; ++j) square[j] = load_wide(source + j * stride);
-          transpose(square);
-          for (int l = 0; l < n; ++l) store(target + l * pitch, square[l]);
-          continue;
-        }
-      for (int j = 0; j < wide; ++j)
-        for (int l = 0; l < high; ++l) target[l * pitch + j] = static_cast<C>(widen(source[j * stride + l]));
-    }
-}
-
-template <class S, class C>
-void stack(const C* from, int64_t pitch, int64_t planes, int length, S* to, int64_t stride) {
-  constexpr int n = kFloats;
-  for (int64_t k = 0; k < planes; k += n)
-    for (int i = 0; i < length; i += n) {
-      const int high = planes - k < n ? planes - k : n, wide = length - i < n ? length - i : n;
-      const C* source = from + k * pitch + i;
-      S* target = to + i * stride + k;
-      if constexpr (sizeof(C) == 4)
-        if (high == n && wide == n) {
-          F32 square[n];
-          for (int l = 0; l < n; ++l) square[l] = load<F32>(source + l * pitch);
-          transpose(square);
-          for (int j = 0; j < n; ++j) store_narrow(target + j * stride, square[j]);
-          continue;
-        }
-      for (int j = 0; j < wide; ++j)
-        for (int l = 0; l < high; ++l)
-          narrow(static_cast<float_or_double<S>>(source[l * pitch + j]), target[j * stride + l]);
-    }
 }
 
 // Planes go to, and come from, places that are `pitch` apart.
@@ -236,6 +190,12 @@ struct Stack {
 
   VF_FN V operator[](int64_t plane) const { return load<V>(data + plane * pitch); }
   VF_FN void put(int64_t plane, V value) const { store(data + plane * pitch, value); }
+  // Asks for the next vector of every plane: the processor follows fewer streams than a stack has planes.
+  template <int Write>
+  VF_FN void prefetch_next() const {
+    for (int64_t plane = 0; plane < planes; ++plane)
+      __builtin_prefetch(data + plane * pitch + sizeof(V) / sizeof(*data), Write);
+  }
   VF_FN V at(V index) const {
     V v;
     for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) v[i] = data[static_cast<int64_t>(index[i]) * pitch + i];
@@ -465,6 +425,10 @@ class Runner {
         row[i] = load<V>(row_buffer[i] + at);
         if (walk_.weight.data) row[i] = weighed(row[i], weight);
       }
+      for (int i = 0; i < D::inputs; ++i)
+        if (in[i].planes > 1) in[i].template prefetch_next<0>();
+      for (int i = 0; i < D::outputs; ++i)
+        if (in[i].planes > 1 && out[i].wanted) out[i].template prefetch_next<1>();
       D()(in, row, params_, out, sum, work);
       for (int i = 0; i < D::row_outputs; ++i)
         store(sum_buffer[i] + at, walk_.weight.data ? weighed(sum[i], weight) : sum[i]);

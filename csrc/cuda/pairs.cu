@@ -64,7 +64,7 @@ struct Sizes {
     row_padded = padded(rows), col_padded = padded(cols);
     value = (D::dimensions ? 3 : 1) * dims, weight = (D::scaled ? 3 : 1) * dims;
     row_size = (p.backward ? value + 2 : dims) * row_padded, col_size = (weight + 1) * col_padded;
-    row_slots = p.backward ? dims : 1 + (D::dimensions ? dims : 0);
+    row_slots = p.backward ? dims + !D::logarithm : 1 + (D::dimensions ? dims : 0);
     col_slots = (1 + D::scaled + D::dimensions) * dims + 1;
     row_parts = parts(row_padded, cols, p.backward ? kMostParts : kBlocks), col_parts = parts(col_padded, rows, kMostParts);
     row_sums = row_parts * row_slots * row_padded, col_sums = p.backward ? col_parts * col_slots * col_padded : 0;
@@ -78,8 +78,9 @@ struct Task : Sizes<D> {
   C *value_out, *values_out, *grad_points, *grad_centres, *grad_logvar, *grad_log_weights;
   C *row_data, *col_data, *of_rows, *of_cols;
   C every, own, next, scales[kMostScales];
+  int64_t first;
   int scale_count;
-  bool backward;
+  bool backward, symmetric;
 
   explicit Task(const Pairs& p) : Sizes<D>(p) {
     points = static_cast<const C*>(p.points), centres = static_cast<const C*>(p.centres);
@@ -91,7 +92,7 @@ struct Task : Sizes<D> {
     row_data = static_cast<C*>(p.scratch), col_data = row_data + this->row_size;
     of_rows = col_data + this->col_size, of_cols = of_rows + this->row_sums;
     every = static_cast<C>(p.every), own = static_cast<C>(p.own), next = static_cast<C>(p.next);
-    scale_count = p.scale_count, backward = p.backward;
+    first = p.first, scale_count = p.scale_count, backward = p.backward, symmetric = p.symmetric;
     if (scale_count > kMostScales) throw std::runtime_error("the CUDA kernels take at most 64 scales");
     for (int i = 0; i < scale_count; ++i) scales[i] = static_cast<C>(p.scales[i]);
   }
@@ -151,7 +152,8 @@ __global__ void __launch_bounds__(kOwn, 1) pack(const Task<D, C> t) {
 // What (row, col) has beyond the weight of every pair.
 template <class D, class C>
 __device__ __forceinline__ C extra(const Task<D, C>& t, int64_t row, int64_t col) {
-  return (row == col ? t.own : C(0)) + ((row + 1 == t.cols ? 0 : row + 1) == col ? t.next : C(0));
+  const int64_t own = t.first + row, next = own + 1 == t.cols ? 0 : own + 1;
+  return (own == col ? t.own : C(0)) + (next == col ? t.next : C(0));
 }
 
 template <class D, class C>
@@ -234,7 +236,7 @@ __global__ void __launch_bounds__(kOwn, 1) backward(const Task<D, C> t, bool spe
   C* sums = (OfRows ? t.of_rows : t.of_cols) + part * slots * padded + mine;  // this thread's own
   for (int64_t slot = 0; slot < slots; ++slot) sums[slot * padded] = 0;
   const int64_t streams = ((OfRows ? t.cols : t.rows) + kStream - 1) / kStream;
-  C whole = 0;
+  C whole = 0, value = 0;
   for (int64_t s = streams * part / parts; s < streams * (part + 1) / parts; ++s) {
     const int64_t row = OfRows ? mine : s * kStream, col = OfRows ? s * kStream : mine;
     const C *of_row = t.row_data + row, *of_col = t.col_data + col;
@@ -257,10 +259,14 @@ __global__ void __launch_bounds__(kOwn, 1) backward(const Task<D, C> t, bool spe
 #pragma unroll
     for (int j = 0; j < kStream; ++j) {
       const C grad = at_row(t.value + 1, j);
-      if constexpr (D::logarithm)
+      if constexpr (D::logarithm) {
         slope[j] = -grad * exp_fast(x[j] - at_row(t.value, j));
-      else
-        slope[j] = D::kernel(-x[j], t.scales, t.scale_count).slope * (at_col(t.weight, j) + beyond[j]) * grad;
+      } else {
+        const Kernel<C> kernel = D::kernel(-x[j], t.scales, t.scale_count);
+        const C weight = at_col(t.weight, j) + beyond[j];
+        slope[j] = kernel.slope * weight * grad;
+        value = N::multiply_add(kernel.value, weight, value);
+      }
       whole += slope[j];
     }
 #pragma unroll 1
@@ -289,7 +295,10 @@ __global__ void __launch_bounds__(kOwn, 1) backward(const Task<D, C> t, bool spe
       if (!OfRows && D::dimensions) sums[(2 * t.dims + d) * padded] += all;
     }
   }
-  if (!OfRows) sums[(slots - 1) * padded] = whole;
+  if (!OfRows)
+    sums[(slots - 1) * padded] = whole;
+  else if (!D::logarithm)
+    sums[(slots - 1) * padded] = value;
 }
 
 // A thread a row, or a col.
@@ -305,7 +314,10 @@ __global__ void __launch_bounds__(kOwn, 1) finish_backward(const Task<D, C> t) {
     return sum;
   };
   if (OfRows) {
-    for (int64_t d = 0; d < t.dims; ++d) t.grad_points[i * t.dims + d] = 2 * total(d);
+    if (!D::logarithm && t.value_out != nullptr) t.value_out[i] = total(t.dims);
+    if (t.grad_points == nullptr) return;
+    const C each = t.symmetric ? 4 : 2;  // a point's part as a col has the same gradient
+    for (int64_t d = 0; d < t.dims; ++d) t.grad_points[i * t.dims + d] = each * total(d);
     return;
   }
   const C whole = total(slots - 1);
@@ -342,7 +354,7 @@ void run(const Pairs& pairs, cudaStream_t stream) {
     start(finish_forward<D, C>, dim3(rows), stream, t);
     return;
   }
-  if (pairs.grad_points != nullptr) {
+  if (pairs.grad_points != nullptr || !D::logarithm) {
     start(backward<D, C, true>, dim3(rows, t.row_parts), stream, t, special);
     start(finish_backward<D, C, true>, dim3(rows), stream, t);
   }

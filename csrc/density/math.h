@@ -159,24 +159,37 @@ struct Exp {
   T excess;  // e^x - 1 - x, exact near 0; +inf at +inf
 };
 
+// x = k ln 2 + r, |r| <= ln(2) / 2, and e^r = 1 + r + r^2 p
+template <class T>
+struct Reduced {
+  T k, r, p;
+  Int<T> n;  // k
+
+  VF_FN explicit Reduced(T x) {
+    using C = ExpConstants<Scalar<T>>;
+    using N = Native<T>;
+    T shifted = N::multiply_add(x, splat<T>(C::log2e), splat<T>(C::shift));
+    k = shifted - C::shift;
+    n = bits<Int<T>>(shifted) - bits<Int<Scalar<T>>>(C::shift);
+    r = N::multiply_add(k, splat<T>(-C::ln2_lo), N::multiply_add(k, splat<T>(-C::ln2_hi), x));
+    p = splat<T>(C::term(0));
+    VF_UNROLL
+    for (int i = 1; i < C::terms; ++i) p = N::multiply_add(p, r, splat<T>(C::term(i)));
+  }
+};
+
 // One reduction serves all three: near 0 the parts come from the polynomial, before the 1 and the x are added.
 // Right at +-inf, NaN, and where the result is subnormal or overflows.
 template <class T>
 VF_FN Exp<T> exp_parts(T x) {
   using C = ExpConstants<Scalar<T>>;
   using N = Native<T>;
-  T bounded = clamp(x, C::lowest, C::highest);
-  T shifted = N::multiply_add(bounded, splat<T>(C::log2e), splat<T>(C::shift));
-  T k = shifted - C::shift;
-  T r = N::multiply_add(k, splat<T>(-C::ln2_lo), N::multiply_add(k, splat<T>(-C::ln2_hi), bounded));
-  T p = splat<T>(C::term(0));
-  VF_UNROLL
-  for (int i = 1; i < C::terms; ++i) p = N::multiply_add(p, r, splat<T>(C::term(i)));
-  T q = p * (r * r);
-  T m = r + q;
+  const Reduced<T> e(clamp(x, C::lowest, C::highest));
+  T q = e.p * (e.r * e.r);
+  T m = e.r + q;
   Exp<T> result;
-  result.exp = N::scale(m + Scalar<T>(1), k, bits<Int<T>>(shifted) - bits<Int<Scalar<T>>>(C::shift));
-  auto near = k == splat<T>(0);
+  result.exp = N::scale(m + Scalar<T>(1), e.k, e.n);
+  auto near = e.k == splat<T>(0);
   result.expm1 = select(near, m, result.exp - Scalar<T>(1));
   // past 100 the x no longer shows beside e^x; without the bound inf - inf would be NaN
   T linear = N::at_most(x, splat<T>(100));
@@ -187,17 +200,10 @@ VF_FN Exp<T> exp_parts(T x) {
 // e^x alone, for x below overflow's 88 (709 in double): a fifth less work than its parts.
 template <class T>
 VF_FN T exp_only(T x) {
-  using C = ExpConstants<Scalar<T>>;
   using N = Native<T>;
-  T bounded = N::at_least(x, splat<T>(C::lowest));
-  T shifted = N::multiply_add(bounded, splat<T>(C::log2e), splat<T>(C::shift));
-  T k = shifted - C::shift;
-  T r = N::multiply_add(k, splat<T>(-C::ln2_lo), N::multiply_add(k, splat<T>(-C::ln2_hi), bounded));
-  T p = splat<T>(C::term(0));
-  VF_UNROLL
-  for (int i = 1; i < C::terms; ++i) p = N::multiply_add(p, r, splat<T>(C::term(i)));
-  p = N::multiply_add(N::multiply_add(p, r, splat<T>(1)), r, splat<T>(1));
-  return N::scale(p, k, bits<Int<T>>(shifted) - bits<Int<Scalar<T>>>(C::shift));
+  const Reduced<T> e(N::at_least(x, splat<T>(ExpConstants<Scalar<T>>::lowest)));
+  T p = N::multiply_add(N::multiply_add(e.p, e.r, splat<T>(1)), e.r, splat<T>(1));
+  return N::scale(p, e.k, e.n);
 }
 
 // ln(1 + g) for 1 + g in [sqrt(1/2), sqrt(2)): Cephes logf

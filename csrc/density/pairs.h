@@ -46,7 +46,7 @@ struct RBF : Points {
     Kernel<T> k{};
     for (int i = 0; i < count; ++i) {
       Scalar<T> inverse = Scalar<T>(1) / scales[i];
-      T term = exp_parts(-q * inverse).exp;
+      T term = exp_only(-q * inverse);
       k.value += term;
       k.slope -= term * inverse;
     }

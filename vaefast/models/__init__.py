@@ -1,22 +1,70 @@
-"""Models: plain modules that take any encoder and decoder."""
+"""Models: plain modules that take any encoder and decoder, any likelihood and any prior."""
 
 from __future__ import annotations
 
+import inspect
+
+from vaefast.models import parts, priors
+from vaefast.models.autoencoder_kl import AutoencoderKL, autoencoder_kl, from_diffusers_config
+from vaefast.models.conv import conv_vae
 from vaefast.models.dense import DenseDecoder, DenseEncoder, dense_vae
+from vaefast.models.ladder import LadderVAE, ladder_vae
+from vaefast.models.residual import residual_vae
 from vaefast.models.vae import VAE, VAEOutput
+from vaefast.models.vaegan import VAEGAN, ImageCritic, PatchCritic
 
-NAMES = {"dense": dense_vae}
+NAMES = {
+    "dense": dense_vae,
+    "conv": conv_vae,
+    "residual": residual_vae,
+    "ladder": ladder_vae,
+    "autoencoder_kl": autoencoder_kl,
+}
 
 
-def create(name: str, **options):
+def create(name: str, **options) -> VAE:
     """The model of this name, as the command line and a saved configuration call it. `options` are the function's.
+
+    The model's config says them all, defaults too, as JSON can hold them: `create(**model.config)` has the same
+    architecture.
 
     Raises:
         ValueError: for an unknown name. TypeError: for an option that it does not take.
     """
     if name not in NAMES:
         raise ValueError(f"model must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    return NAMES[name](**options)
+    model = NAMES[name](**options)
+    common = inspect.signature(parts.build).parameters.values()
+    bound = inspect.signature(NAMES[name]).bind(**options)
+    bound.apply_defaults()
+    taken = {p.name: p.default for p in common if p.kind is p.KEYWORD_ONLY} | bound.arguments
+    taken |= taken.pop("options", {})
+    model.config = {"name": name, **{key: _plain(value) for key, value in taken.items()}}
+    return model
 
 
-__all__ = ["NAMES", "VAE", "DenseDecoder", "DenseEncoder", "VAEOutput", "create", "dense_vae"]
+def _plain(value):
+    """Tuples as lists, as JSON has them."""
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+__all__ = [
+    "NAMES",
+    "VAE",
+    "VAEGAN",
+    "AutoencoderKL",
+    "DenseDecoder",
+    "DenseEncoder",
+    "ImageCritic",
+    "LadderVAE",
+    "PatchCritic",
+    "VAEOutput",
+    "autoencoder_kl",
+    "conv_vae",
+    "create",
+    "dense_vae",
+    "from_diffusers_config",
+    "ladder_vae",
+    "priors",
+    "residual_vae",
+]

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from vaefast.models import parts
+from vaefast.models.parts import glorot, he
 from vaefast.models.vae import VAE
-
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "tanh": nn.Tanh}
-
-
-def _linear(fan_in: int, fan_out: int, initialise: Callable = nn.init.xavier_uniform_) -> nn.Linear:
-    linear = nn.Linear(fan_in, fan_out)
-    initialise(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
 
 
 def _hidden(sizes: Sequence[int], activation: str) -> list[nn.Module]:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
-    # He et al. 2015 keeps the signal's size through the depth; PyTorch's default shrinks it at every layer, and the
-    # decoder then learns to ignore z before it learns to read it
-    he = functools.partial(nn.init.kaiming_normal_, nonlinearity="relu")
-    return [layer for pair in itertools.pairwise(sizes) for layer in (_linear(*pair, he), ACTIVATIONS[activation]())]
+    return [m for a, b in itertools.pairwise(sizes) for m in (he(nn.Linear(a, b)), parts.activation(activation))]
 
 
 class DenseEncoder(nn.Module):
@@ -41,8 +28,8 @@ class DenseEncoder(nn.Module):
         super().__init__()
         sizes = [math.prod(data_shape), *hidden]
         self.hidden = nn.Sequential(nn.Flatten(), *_hidden(sizes, activation))
-        self.mean = _linear(sizes[-1], latent)
-        self.logvar = _linear(sizes[-1], latent)
+        self.mean = glorot(nn.Linear(sizes[-1], latent))
+        self.logvar = glorot(nn.Linear(sizes[-1], latent))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.hidden(x)
@@ -60,7 +47,7 @@ class DenseDecoder(nn.Sequential):
         activation: str = "relu",
     ):
         sizes = [latent, *hidden]
-        last = _linear(sizes[-1], math.prod(data_shape))
+        last = glorot(nn.Linear(sizes[-1], math.prod(data_shape)))
         super().__init__(*_hidden(sizes, activation), last, nn.Unflatten(1, tuple(data_shape)))
 
 
@@ -70,14 +57,21 @@ def dense_vae(
     encoder_hidden: Sequence[int] = (128, 64, 32),
     decoder_hidden: Sequence[int] = (32, 64, 128, 256),
     activation: str = "relu",
+    **options,
 ) -> VAE:
-    """A VAE of a DenseEncoder and a DenseDecoder, with a Bernoulli likelihood.
+    """A VAE of a DenseEncoder and a DenseDecoder.
 
     Args:
         data_shape: shape of one sample, such as (1, 28, 28).
         latent: the size of z.
         encoder_hidden, decoder_hidden: sizes of the hidden layers, in the order in which data meets them.
-        activation: of the hidden layers: "relu", "silu", "gelu", "elu" or "tanh".
+        activation: of the hidden layers, by name: one of `parts.ACTIVATIONS`.
+        options: likelihood, prior and theirs, as for `parts.build`.
     """
-    encoder = DenseEncoder(data_shape, latent, encoder_hidden, activation)
-    return VAE(encoder, DenseDecoder(data_shape, latent, decoder_hidden, activation), (latent,))
+
+    def decoder(shape):
+        return DenseDecoder(shape, latent, decoder_hidden, activation)
+
+    return parts.build(
+        VAE, DenseEncoder(data_shape, latent, encoder_hidden, activation), decoder, data_shape, (latent,), **options
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from torch import distributions
 
 from vaefast import ops
 from vaefast.ops import _checks
-from vaefast.reference import logistic_mixture
+from vaefast.ops.gaussian import half_squared_error
+from vaefast.reference import gaussian, logistic_mixture
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -20,7 +22,7 @@ class Row(NamedTuple):
     """name: of the class; function: of vaefast, called with (first parameter, x, other parameters); parameters: what
     the decoder gives; mean: E[x | parameters]; base: torch's own distribution of one element, where there is one;
     planes: the parameters have several numbers per element, in the first dimension after the batch, and mean takes
-    batch_ndim and the module's options beside them."""
+    batch_ndim and the module's options beside them; signed: floating x lies in -1…1, and so does the mean."""
 
     name: str
     function: str
@@ -28,6 +30,7 @@ class Row(NamedTuple):
     mean: Callable | None = None
     base: Callable | None = None
     planes: bool = False
+    signed: bool = False
 
 
 def _first(parameter, *others):
@@ -62,13 +65,14 @@ TABLE = (
     Row("Gaussian", "gaussian_nll", "mu logvar", _first, lambda mu, v: distributions.Normal(mu, torch.exp(0.5 * v))),
     Row("Laplace", "laplace_nll", "mu log_scale", _first, lambda mu, s: distributions.Laplace(mu, s.exp())),
     Row("Categorical", "categorical_nll", "logits", planes=True),
-    Row("DiscretizedLogistic", "discretized_logistic_nll", "mu log_scale", _first),
+    Row("DiscretizedLogistic", "discretized_logistic_nll", "mu log_scale", _first, signed=True),
     Row(
         "DiscretizedLogisticMixture",
         "discretized_logistic_mixture_nll",
         "params",
         _mixture_mean,
         planes=True,
+        signed=True,
     ),
     Row("Poisson", "poisson_nll", "log_rate", torch.exp, lambda r: distributions.Poisson(r.exp(), validate_args=False)),
     Row("NegativeBinomial", "negative_binomial_nll", "mu log_theta", _first, _negative_binomial),
@@ -156,7 +160,52 @@ def _module(row: Row) -> type[Likelihood]:
 
 globals().update({row.name: _module(row) for row in TABLE})
 
-__all__ = ["Likelihood", *[row.name for row in TABLE]]
+
+class OptimalSigmaGaussian(Likelihood):
+    """-log N(x | mu, sigma^2) with the best sigma: `vaefast.optimal_sigma_nll` of the batch in training; in `eval()`
+    the sigma that training ended with, so that a sample's value does not depend on its neighbours.
+
+    mean_squared_error, a buffer, is the mean over the steps so far, and from 100 steps on moves by a hundredth of the
+    way at each step. Before the first it is 1.
+
+    Args:
+        per_sample: a sigma for each sample, in training and in `eval()`; nothing is kept then.
+        log_sigma_min, others: as for the function and Likelihood.
+    """
+
+    row = Row("OptimalSigmaGaussian", "optimal_sigma_nll", "mu", _first)
+
+    def __init__(self, *, per_sample: bool = False, log_sigma_min: float = -6.0, **options):
+        super().__init__(per_sample=per_sample, log_sigma_min=log_sigma_min, **options)
+        self.register_buffer("mean_squared_error", torch.ones(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, parameters, x, weight=None, *, expected_grad: float | None = None) -> torch.Tensor:
+        (mu,) = self._complete(parameters)
+        options = {"weight": weight, "batch_ndim": self.batch_ndim, "validate": self.validate}
+        half_error, count = half_squared_error(mu, x, **options)
+        if self.training or self.options["per_sample"]:
+            nll = gaussian.optimal_sigma_nll(half_error, count, *self.options.values())
+            if self.training and not self.options["per_sample"]:
+                self._observe(half_error.detach(), count)
+        else:
+            sigma = self.sigma.to(half_error.dtype)
+            nll = half_error / sigma.square() + count * (sigma.log() + 0.5 * math.log(2 * math.pi))
+        return nll if self.reduction == "none" else getattr(nll, self.reduction)()
+
+    @property
+    def sigma(self) -> torch.Tensor:
+        """What `eval()` takes: a 0-d tensor."""
+        return self.mean_squared_error.sqrt() + math.exp(self.options["log_sigma_min"])
+
+    @torch.no_grad()
+    def _observe(self, half_error: torch.Tensor, count: torch.Tensor) -> None:
+        self.steps += 1
+        error = (2 * half_error.sum() / count.sum().clamp(min=1)).to(self.mean_squared_error.dtype)
+        self.mean_squared_error.lerp_(error, self.steps.reciprocal().clamp(min=0.01).to(error.dtype))
+
+
+__all__ = ["Likelihood", "OptimalSigmaGaussian", *[row.name for row in TABLE]]
 
 
 def unit(x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

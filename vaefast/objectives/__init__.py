@@ -6,9 +6,26 @@ parts, called in the same step after the objective itself.
 
 from __future__ import annotations
 
-from vaefast.objectives.elbo import elbo
+from vaefast.objectives.elbo import ELBO, elbo
+from vaefast.objectives.iwae import CIWAE, IWAE, MIWAE, PIWAE
+from vaefast.objectives.moments import DIPVAE, WAEMMD, InfoVAE
+from vaefast.objectives.tcvae import BetaTCVAE, FactorVAE, permute_dimensions
+from vaefast.objectives.vaegan import LarsenVAEGAN, PatchVAEGAN
 
-NAMES = {"elbo": lambda: elbo}
+NAMES = {
+    "elbo": ELBO,
+    "beta_tcvae": BetaTCVAE,
+    "factor_vae": FactorVAE,
+    "info_vae": InfoVAE,
+    "wae_mmd": WAEMMD,
+    "dip_vae": DIPVAE,
+    "iwae": IWAE,
+    "miwae": MIWAE,
+    "piwae": PIWAE,
+    "ciwae": CIWAE,
+    "vaegan": PatchVAEGAN,
+    "vaegan_larsen": LarsenVAEGAN,
+}
 
 
 def create(name: str, **options):
@@ -22,4 +39,21 @@ def create(name: str, **options):
     return NAMES[name](**options)
 
 
-__all__ = ["NAMES", "create", "elbo"]
+__all__ = [
+    "CIWAE",
+    "DIPVAE",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "NAMES",
+    "PIWAE",
+    "WAEMMD",
+    "BetaTCVAE",
+    "FactorVAE",
+    "InfoVAE",
+    "LarsenVAEGAN",
+    "PatchVAEGAN",
+    "create",
+    "elbo",
+    "permute_dimensions",
+]

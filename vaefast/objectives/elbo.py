@@ -1,18 +1,101 @@
-"""The evidence lower bound."""
+"""The evidence lower bound, and its weighted relatives."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import torch
 
-from vaefast.models import VAE
+from vaefast.distributions import DiagonalGaussian
+from vaefast.models import VAE, VAEOutput
+from vaefast.ops import kl_by_dimension
+
+Parts = dict[str, torch.Tensor]
 
 
-def elbo(model: VAE, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def elbo(model: VAE, x: torch.Tensor) -> Parts:
     """-ELBO(x) = -log p(x | z) + KL(q(z | x) || p(z)), z ~ q(z | x) (Kingma and Welling 2014, equation 3), per sample.
 
     Returns:
         {"loss", "reconstruction", "kl"}, each [B], in nats; loss is the sum of the other two.
     """
-    output = model(x)
-    reconstruction = model.likelihood(output.decoded, x)
+    output, reconstruction = evaluated(model, x)
     return {"loss": reconstruction + output.kl, "reconstruction": reconstruction, "kl": output.kl}
+
+
+class ELBO:
+    """reconstruction + beta KL (Higgins et al. 2017), with free bits or a capacity where they are asked for.
+
+    Args:
+        beta: a number, or a tensor that an annealer fills.
+        free_bits: in nats: KL becomes sum_j max(free_bits, KL_j), KL_j the batch mean of dimension j (Kingma et al.
+            2016, equation 15), of the divergence to N(0, I).
+        per_channel: j is a channel, the first dimension of z's event.
+        capacity: C, in nats: beta KL becomes gamma |KL - C|, KL the batch mean (Burgess et al. 2018).
+        gamma: of the capacity.
+
+    Called with (model, x) it gives {"loss", "reconstruction", "kl"}, each [B], in nats. kl is the model's own; what the
+    loss has in its place with free bits or a capacity is "regulariser", one number for the batch.
+
+    Raises:
+        ValueError: on a call with free bits for a model without a Gaussian posterior, or with a prior of its own.
+    """
+
+    def __init__(
+        self,
+        beta=1.0,
+        *,
+        free_bits: float | None = None,
+        per_channel: bool = False,
+        capacity=None,
+        gamma=1000.0,
+    ):
+        self.beta, self.free_bits, self.per_channel = beta, free_bits, per_channel
+        self.capacity, self.gamma = capacity, gamma
+
+    def __call__(self, model: VAE, x: torch.Tensor) -> Parts:
+        output, reconstruction = evaluated(model, x)
+        parts = {"reconstruction": reconstruction, "kl": output.kl}
+        if self.free_bits is None and self.capacity is None:
+            return {"loss": reconstruction + self.beta * output.kl, **parts}
+        regulariser = output.kl.mean()
+        if self.free_bits is not None:
+            if getattr(model, "prior", None) is not None:
+                raise ValueError("free_bits are of the divergence to N(0, I), but the model has a prior of its own")
+            posterior = gaussian_posterior(output, "free_bits")
+            each = kl_by_dimension(posterior.mean, posterior.logvar, per_channel=self.per_channel)[1]
+            regulariser = each.clamp(min=self.free_bits).sum()
+        if self.capacity is None:
+            regulariser = self.beta * regulariser
+        else:
+            regulariser = self.gamma * (regulariser - self.capacity).abs()
+        return {"loss": reconstruction + regulariser, **parts, "regulariser": regulariser.expand_as(reconstruction)}
+
+
+# what the other objectives are made of
+
+
+def evaluated(model: VAE, x: torch.Tensor) -> tuple[VAEOutput, torch.Tensor]:
+    """(the model's output, -log p(x | z) [B])."""
+    output = model(x)
+    return output, model.likelihood(output.decoded, x)
+
+
+def gaussian_posterior(output: VAEOutput, who: str) -> DiagonalGaussian:
+    if output.posterior is None:
+        raise ValueError(f"{who} must have a model whose posterior is a single Gaussian; this one's output has none")
+    return output.posterior
+
+
+@contextlib.contextmanager
+def frozen(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """What is computed meanwhile sends no gradient to these parameters."""
+    changed = [p for p in parameters if p.requires_grad]
+    try:
+        for p in changed:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in changed:
+            p.requires_grad_(True)

@@ -328,11 +328,16 @@ def optimal_sigma_nll(
 
     Gradient: flows through sigma too. A batch without any error has gradient 0.
     """
+    options = {"weight": weight, "batch_ndim": batch_ndim, "validate": validate}
+    return reference.optimal_sigma_nll(*half_squared_error(mu, x, **options), per_sample, log_sigma_min)
+
+
+def half_squared_error(mu, x, *, weight, batch_ndim: int, validate: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(half the squared error, the number of elements or their weight), each [*batch], as `optimal_sigma_nll` takes
+    them."""
     params = (unit_scale(x), 0.0, 0.0)
     half_error = _squared_error(mu, x, weight=weight, batch_ndim=batch_ndim, params=params, validate=validate)
     shape = torch.broadcast_shapes(*[t.shape for t in (mu, x, weight) if t is not None])
     if weight is None:
-        count = torch.full_like(half_error, math.prod(shape[batch_ndim:]))
-    else:
-        count = weight.to(half_error.dtype).expand(shape).flatten(batch_ndim).sum(-1)
-    return reference.optimal_sigma_nll(half_error, count, per_sample, log_sigma_min)
+        return half_error, torch.full_like(half_error, math.prod(shape[batch_ndim:]))
+    return half_error, weight.to(half_error.dtype).expand(shape).flatten(batch_ndim).sum(-1)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 
-from vaefast.ops import _checks
+from vaefast.ops import _checks, ranks
 from vaefast.ops._define import define, differentiable, empty_like, transformed
 from vaefast.ops.gaussian import gaussian_nll
 from vaefast.reference import pairs as reference
@@ -21,7 +22,8 @@ from vaefast.reference.gaussian import compute_dtype
 
 # The walk is called with (points, centres, logvar, log_weights, value, values, the gradients of those two, the
 # gradients of the first four), None for what a density does not have; then with what is added to the weights of pairs,
-# and with the density's own numbers.
+# with the density's own numbers, with whether centres are the points (then the first gradient is that of both), and
+# with the col that is the first row's own.
 _NONE = (None,) * 4
 
 
@@ -42,52 +44,46 @@ def _fused_mixture_backward(walk, grad, *saved):
     return grads
 
 
-def _fused_total_correlation(walk, z, mu, logvar, *weights):
+def _fused_total_correlation(walk, z, mu, logvar, every, own, next_, first):
     log_q, log_qs = z.new_empty(z.shape[:1]), empty_like(z)
     tensors = (*_contiguous(z, mu, logvar), None, log_q, log_qs, None, None, *_NONE)
-    walk("total_correlation_forward", tensors, *weights)
+    walk("total_correlation_forward", tensors, every, own, next_, first=first)
     return log_q, log_qs
 
 
 def _fused_total_correlation_backward(walk, *args):
     grad, grads, *inputs, log_q, log_qs = _contiguous(*args[:7])
     result = tuple(map(empty_like, inputs))
-    walk("total_correlation_backward", (*inputs, None, log_q, log_qs, grad, grads, *result, None), *args[7:])
+    tensors = (*inputs, None, log_q, log_qs, grad, grads, *result, None)
+    walk("total_correlation_backward", tensors, *args[7:10], first=args[10])
     return result
 
 
-def _fused_mmd(kernel, walk, x, y, scales, unbiased):
-    x, y = _contiguous(x, y)
-    total = 0
-    for a, b, weight, own in reference.mmd_means(x, y, unbiased):
-        sums = a.new_empty(a.shape[:1])
-        tensors = a, b, None, None, sums, None, None, None, *_NONE
-        walk(f"{kernel}_mmd_forward", tensors, weight, own * weight, 0, tuple(scales))
-        total = total + sums.sum(dtype=torch.float64)  # the means cancel
-    return total.to(x.dtype)
-
-
-def _fused_mmd_backward(kernel, walk, grad, x, y, scales, unbiased, wanted):
+def _fused_mmd(kernel, walk, x, y, scales, unbiased, wanted):
     x, y = _contiguous(x, y)
     grads = [empty_like(t) if want else None for t, want in zip((x, y), wanted, strict=True)]
 
-    def pull(a, b, weight, own, grad_a, grad_b):
-        rows = grad.expand(len(a)).contiguous()
-        tensors = a, b, None, None, None, None, rows, None, grad_a, grad_b, None, None
-        walk(f"{kernel}_mmd_backward", tensors, weight, own * weight, 0, tuple(scales))
+    def mean(a, b, weight, own, grad_a, grad_b):
+        sums, ones = a.new_empty(a.shape[:1]), None
+        if grad_a is not None or grad_b is not None:
+            ones = torch.ones_like(sums)
+        tensors = a, b, None, None, sums, None, ones, None, grad_a, grad_b, None, None
+        density = f"{kernel}_mmd_{'forward' if ones is None else 'backward'}"
+        walk(density, tensors, weight, own * weight, 0, tuple(scales), a is b)
+        return sums.sum(dtype=torch.float64)  # the means cancel
 
-    xx, yy, (*_, weight, own) = reference.mmd_means(x, y, unbiased)
-    pull(x, y, weight, own, *grads)
-    for mean, result in zip((xx, yy), grads, strict=True):
-        if result is not None:
-            one_side = empty_like(result)  # the other side's is the same
-            pull(*mean, one_side, None)
-            result.add_(one_side, alpha=2)
-    return tuple([x.new_empty(0) if g is None else g for g in grads])
+    *same, between = reference.mmd_means(x, y, unbiased)
+    value = mean(*between, *grads)
+    for arguments, grad in zip(same, grads, strict=True):
+        part = None if grad is None else empty_like(grad)
+        value = value + mean(*arguments, part, None)
+        if grad is not None:
+            grad.add_(part)
+    return value.to(x.dtype), *[x.new_empty(0) if g is None else g for g in grads]
 
 
 _INPUTS = "Tensor z, Tensor mu, Tensor logvar"
-_WEIGHTS = "float every, float own, float next"
+_WEIGHTS = "float every, float own, float next, int first"
 _mixture_forward = define(
     f"mixture_log_prob_forward({_INPUTS}, Tensor log_weights) -> Tensor",
     walk="pairs",
@@ -122,35 +118,34 @@ AggregatePosterior = differentiable(
 
 
 def _define_mmd(kernel: str) -> type[torch.autograd.Function]:
-    """`<kernel>_mmd_forward` and `_backward`, and their Function."""
-    forward = define(
-        f"{kernel}_mmd_forward(Tensor x, Tensor y, float[] scales, bool unbiased) -> Tensor",
+    """`<kernel>_mmd`, the value with its gradients (tensors of no elements where not wanted), and its Function."""
+    op = define(
+        f"{kernel}_mmd(Tensor x, Tensor y, float[] scales, bool unbiased, bool[] wanted) -> (Tensor, Tensor, Tensor)",
         walk="pairs",
-        reference=functools.partial(reference.mmd, kernel),
+        density=f"{kernel}_mmd_backward",
+        reference=functools.partial(reference.mmd_with_gradient, kernel),
         fused=functools.partial(_fused_mmd, kernel),
-    )
-    backward = define(  # where not wanted, a tensor of no elements
-        f"{kernel}_mmd_backward(Tensor grad, Tensor x, Tensor y, float[] scales, bool unbiased, bool[] wanted)"
-        " -> (Tensor, Tensor)",
-        walk="pairs",
-        reference=functools.partial(reference.mmd_backward, kernel),
-        fused=functools.partial(_fused_mmd_backward, kernel),
     )
 
     class MMD(torch.autograd.Function):
-        """Not `differentiable(...)`: of a sample of the prior no gradient is wanted, and so none is made."""
+        """Not `differentiable(...)`: the value is a number, so its gradient is made beside it, up to a factor."""
 
         @staticmethod
-        def forward(ctx, x, y, scales, unbiased):
-            ctx.save_for_backward(x, y)
+        def forward(ctx, x, y, scales, unbiased, wanted):
+            value, *grads = op(x, y, scales, unbiased, wanted)
+            ctx.save_for_backward(x, y, *grads)
             ctx.constants = scales, unbiased
-            return forward(x, y, scales, unbiased)
+            return value
 
         @staticmethod
         def backward(ctx, grad):
-            wanted = list(ctx.needs_input_grad[:2])
-            grads = backward.for_grads(grad)(grad, *ctx.saved_tensors, *ctx.constants, wanted)
-            return *[g if want else None for g, want in zip(grads, wanted, strict=True)], None, None
+            x, y, *grads = ctx.saved_tensors
+            wanted = ctx.needs_input_grad[:2]
+            if torch.is_grad_enabled() and not is_compiling():  # create_graph=True: plain PyTorch is differentiated on
+                grads = reference.mmd_backward(kernel, grad, x, y, *ctx.constants, wanted)
+            else:
+                grads = [grad * g for g in grads]
+            return *[g if want else None for g, want in zip(grads, wanted, strict=True)], None, None, None
 
     return MMD
 
@@ -174,7 +169,7 @@ def _points(**tensors) -> list[torch.Tensor]:
     return [t.to(dtype).reshape(len(t), math.prod(t.shape[1:])) for t in tensors.values()]
 
 
-def mixture_log_prob(z, mu_k, logvar_k, log_weights=None) -> torch.Tensor:
+def mixture_log_prob(z, mu_k, logvar_k, log_weights=None, *, group=None) -> torch.Tensor:
     """log sum_k w_k N(z | mu_k, exp(logvar_k)) per sample, in nats: a mixture prior, the VampPrior (Tomczak and Welling
     2018, equation 9, with the encoder's mu and logvar of the pseudo-inputs), or the aggregate posterior of a data set.
 
@@ -182,6 +177,8 @@ def mixture_log_prob(z, mu_k, logvar_k, log_weights=None) -> torch.Tensor:
         z: [B, *event]; float32, float64, float16 or bfloat16.
         mu_k, logvar_k: [K, *event], K at least 1.
         log_weights: [K], log w_k as they are, not normalised; -inf leaves a component out. None: all are 1 / K.
+        group: of processes, as `torch.distributed.group.WORLD`: the components of all its ranks make one mixture, K
+            being their number; each rank asks for its own z. `vaefast.all_gather` says what becomes of gradients.
 
     Returns:
         [B], float32 (float64 where an argument is). -inf, with gradient 0, where every w_k is 0.
@@ -194,20 +191,29 @@ def mixture_log_prob(z, mu_k, logvar_k, log_weights=None) -> torch.Tensor:
     """
     z, mu, logvar = _points(z=z, mu_k=mu_k, logvar_k=logvar_k)
     _checks.alike("mu_k", mu, "logvar_k", logvar)
-    if len(mu) == 0:
-        raise ValueError("mu_k must hold at least one component, got none")
-    if log_weights is None:
-        log_weights = mu.new_full(mu.shape[:1], -math.log(len(mu)))
-    else:
+    if log_weights is not None:
         _checks.floating("log_weights", log_weights)
         if log_weights.shape != mu.shape[:1]:
             raise ValueError(f"log_weights must have shape ({len(mu)},), got {tuple(log_weights.shape)}")
         if log_weights.device != mu.device:
             raise ValueError(f"log_weights must be on z's device {z.device}, got {log_weights.device}")
         log_weights = log_weights.to(mu.dtype)
+    if group is not None:
+        where = ranks.layout(mu, ranks.checked(group))
+        mu, logvar = _gather_together(where, mu, logvar)
+        log_weights = None if log_weights is None else ranks.Gather.apply(log_weights, where)
+    if len(mu) == 0:
+        raise ValueError("mu_k must hold at least one component, got none")
+    if log_weights is None:
+        log_weights = mu.new_full(mu.shape[:1], -math.log(len(mu)))
     if transformed():
         return reference.mixture_log_prob(z, mu, logvar, log_weights)
     return MixtureLogProb.apply(z, mu, logvar, log_weights)
+
+
+def _gather_together(where: ranks.Layout, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All ranks' rows of two [b, D], in one message."""
+    return ranks.Gather.apply(torch.cat([a, b], 1), where).tensor_split(2, 1)
 
 
 class TotalCorrelation(NamedTuple):
@@ -218,7 +224,7 @@ class TotalCorrelation(NamedTuple):
     dimension_kl: torch.Tensor
 
 
-def total_correlation(z, mu, logvar, dataset_size: int, *, estimator: str = "weighted") -> TotalCorrelation:
+def total_correlation(z, mu, logvar, dataset_size: int, *, estimator: str = "weighted", group=None) -> TotalCorrelation:
     """The β-TCVAE's parts of the KL divergence to N(0, 1) (Chen et al. 2018, equation 2), per sample, in nats:
 
         mutual_information = log q(z_i | x_i) - log q(z_i)
@@ -247,15 +253,23 @@ def total_correlation(z, mu, logvar, dataset_size: int, *, estimator: str = "wei
     tensors = _points(z=z, mu=mu, logvar=logvar)
     _checks.alike("z", tensors[0], "mu", tensors[1])
     _checks.alike("z", tensors[0], "logvar", tensors[2])
-    weights = _pair_weights(len(z), dataset_size, estimator)
-    if transformed():
-        log_q, log_qs = reference.total_correlation(*tensors, *weights)
-    else:
-        log_q, log_qs = AggregatePosterior.apply(*tensors, *weights)
     z, mu, logvar = tensors
+    first, others = 0, (mu, logvar)
+    if group is not None:
+        where = ranks.layout(z, ranks.checked(group))
+        first, others = where.first, _gather_together(where, mu, logvar)
+    weights = _pair_weights(len(others[0]), dataset_size, estimator)
+    log_q, log_qs = aggregate_posterior(z, *others, *weights, first)
     log_conditional, log_prior = -gaussian_nll(mu, z, logvar), -gaussian_nll(z, z.new_zeros(1), 0.0)
     log_product = log_qs.sum(1)
     return TotalCorrelation(log_conditional - log_q, log_q - log_product, log_product - log_prior)
+
+
+def aggregate_posterior(z, mu, logvar, every=0.0, own=0.0, next_=0.0, first=0) -> tuple[torch.Tensor, torch.Tensor]:
+    """log sum_j w_ij q(z_i | x_j), [I], and of each dimension on its own, [I, D], for z [I, D], mu and logvar [J, D] of
+    one type to compute in; log w_ij = every, plus own for j = first + i, plus next_ for j = first + i + 1 mod J."""
+    arguments = z, mu, logvar, every, own, next_, first
+    return reference.total_correlation(*arguments) if transformed() else AggregatePosterior.apply(*arguments)
 
 
 def _pair_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
@@ -275,7 +289,9 @@ def _pair_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float,
     return -math.log(others), math.log(others / dataset_size), math.log((dataset_size - others) / dataset_size)
 
 
-def mmd(x, y, kernel: str = "imq", scales: Sequence[float] | None = None, *, unbiased: bool = True) -> torch.Tensor:
+def mmd(
+    x, y, kernel: str = "imq", scales: Sequence[float] | None = None, *, unbiased: bool = True, group=None
+) -> torch.Tensor:
     """The squared maximum mean discrepancy of two samples (Gretton et al. 2012):
     mean k(x, x') + mean k(y, y') - 2 mean k(x, y), as in WAE-MMD (Tolstikhin et al. 2018) and InfoVAE.
 
@@ -286,6 +302,8 @@ def mmd(x, y, kernel: str = "imq", scales: Sequence[float] | None = None, *, unb
         scales: s, positive; by default 0.1, 0.2, 0.5, 1, 2, 5, 10 for "imq" and 1 for "rbf".
         unbiased: leave k(x_i, x_i) out (ibid., equation 3), which takes two of each and may be below 0; else the means
             are over all pairs (equation 5).
+        group: of processes, as `torch.distributed.group.WORLD`: x and y are then those of all its ranks together, and
+            every rank computes the whole value. `vaefast.all_gather` says what becomes of gradients.
 
     Returns:
         A 0-d tensor, float32 (float64 where an argument is). Near 0 the means cancel: its error is that of the means.
@@ -301,6 +319,8 @@ def mmd(x, y, kernel: str = "imq", scales: Sequence[float] | None = None, *, unb
     if not scales or not all(0 < s < math.inf for s in scales):
         raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
     points = dict(zip("xy", _points(x=x, y=y), strict=True))
+    if group is not None:
+        points = {name: ranks.all_gather(p, group) for name, p in points.items()}
     for name, p in points.items():
         if len(p) < 1 + unbiased:
             raise ValueError(f"{name} must hold at least {1 + unbiased} samples, got {len(p)}")
@@ -310,4 +330,5 @@ def mmd(x, y, kernel: str = "imq", scales: Sequence[float] | None = None, *, unb
     scales = tuple([2 * x.shape[1] * s for s in scales])
     if transformed():
         return reference.mmd(kernel, x, y, scales, unbiased)
-    return _MMD[kernel].apply(x, y, scales, unbiased)
+    wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, y)]
+    return _MMD[kernel].apply(x, y, scales, unbiased, wanted)

@@ -58,24 +58,26 @@ def mixture_log_prob_backward(grad, z, mu, logvar, log_weights, log_prob):
     return *_pull(slope[..., None].expand_as(u), u, logvar), slope.sum(0)
 
 
-def pair_log_weights(z, every, own, next_):
-    """[B, B]: every, plus own at (i, i), plus next_ at (i, i + 1 mod B)."""
-    weights = z.new_full((len(z), len(z)), every) + own * torch.eye(len(z), dtype=z.dtype, device=z.device)
-    return weights + next_ * torch.eye(len(z), dtype=z.dtype, device=z.device).roll(1, 1)
+def pair_log_weights(z, mu, every, own, next_, first):
+    """[I, J]: every, plus own at (i, first + i), plus next_ at (i, first + i + 1 mod J)."""
+    col = torch.arange(len(mu), device=z.device)
+    own_col = first + torch.arange(len(z), device=z.device)[:, None]
+    is_own, is_next = (col == own_col).to(z.dtype), (col == (own_col + 1) % len(mu)).to(z.dtype)
+    return every + own * is_own + next_ * is_next
 
 
-def total_correlation(z, mu, logvar, every, own, next_):
-    """log q(z_i) = log sum_j w_ij prod_d q(z_id | x_j): [B]; and of each dimension on its own: [B, D]."""
+def total_correlation(z, mu, logvar, every, own, next_, first):
+    """log q(z_i) = log sum_j w_ij prod_d q(z_id | x_j): [I]; and of each dimension on its own: [I, D]."""
     terms = _log_density(_distance(z, mu, logvar), logvar)
-    weights = pair_log_weights(z, every, own, next_)
+    weights = pair_log_weights(z, mu, every, own, next_, first)
     return _log_sum_exp(weights + terms.sum(-1), 1), _log_sum_exp(weights[..., None] + terms, 1)
 
 
-def total_correlation_backward(grad, grads, z, mu, logvar, log_q, log_qs, every, own, next_):
+def total_correlation_backward(grad, grads, z, mu, logvar, log_q, log_qs, every, own, next_, first):
     """Each pair's gradient by its share of log q(z_i), and of log q(z_id)."""
     u = _distance(z, mu, logvar)
     terms = _log_density(u, logvar)
-    weights = pair_log_weights(z, every, own, next_)
+    weights = pair_log_weights(z, mu, every, own, next_, first)
     whole = grad[:, None] * _share(weights + terms.sum(-1), log_q[:, None])
     slope = whole[..., None] + grads[:, None] * _share(weights[..., None] + terms, log_qs[:, None])
     return _pull(slope, u, logvar)
@@ -125,3 +127,9 @@ def mmd_backward(kernel, grad, x, y, scales, unbiased, wanted):
     (xx, of_xx), (yy, of_yy), (xy, of_xy) = pulls
     grads = xx + of_xx + xy, yy + of_yy + of_xy
     return tuple([g if want else g.new_empty(0) for g, want in zip(grads, wanted, strict=True)])
+
+
+def mmd_with_gradient(kernel, x, y, scales, unbiased, wanted):
+    """The number, and its gradients."""
+    value = mmd(kernel, x, y, scales, unbiased)
+    return value, *mmd_backward(kernel, torch.ones_like(value), x, y, scales, unbiased, wanted)

@@ -1,80 +1,54 @@
-"""The run behind `vaefast train`: digits in, a folder with a trained VAE, its pictures and its numbers out."""
+"""The run behind `vaefast train`: data in, a folder with a trained VAE, its pictures and its numbers out."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import math
-import sys
+import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from vaefast import _backends, models
-from vaefast.data import Batches, digits
+from vaefast import _backends, models, objectives
+from vaefast.data import Batches, DataError, Split
 from vaefast.info import versions
-from vaefast.objectives import elbo
-from vaefast.training import checkpoint, pictures
+from vaefast.training import build, checkpoint, distributed, pictures, state
+from vaefast.training.progress import Bar, TensorBoard
+from vaefast.training.settings import Settings, SettingsError
 from vaefast.training.trainer import Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
+STATE = "state/training.safetensors"
 FILES = {
     CHECKPOINT: "the weights, and the configuration to rebuild the model from",
     "config.json": "that configuration, to read",
     "metrics.json": "final numbers, and every epoch's",
     "curves.png": "the loss and its parts, epoch by epoch",
-    "samples.png": "digits that the model made up",
-    "reconstructions.png": "held-out digits (odd rows) and what the model makes of them (even rows)",
+    "samples.png": "{things} that the model made up",
+    "reconstructions.png": "held-out {things} (odd rows) and what the model makes of them (even rows)",
+    "state": "what --resume goes on from",
 }
+_OF_IMAGES = ("samples.png", "reconstructions.png")
+_LABELS = {"reconstruction": "reconstruction", "kl": "KL"}
 _COLUMNS = 10  # images per row of the pictures
-
-
-class SettingsError(ValueError):
-    """A setting outside its range, or one that this machine cannot honour."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What `vaefast train` can be told; the defaults are what it does when told nothing.
-
-    Raises:
-        SettingsError: for a number outside its range.
-    """
-
-    output: str = "runs/digits"
-    epochs: int = 100
-    batch_size: int = 64
-    latent: int = 6
-    lr: float = 1e-3
-    seed: int = 0
-    device: str = "auto"
-    backend: str = "auto"
-    threads: int = 1
-
-    def __post_init__(self):
-        ranges = {
-            "epochs": (1, 10**6),
-            "batch_size": (1, 10**6),
-            "latent": (1, 10**5),
-            "seed": (0, 2**63 - 1),
-            "threads": (1, 1024),
-        }
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                value = getattr(self, name)
-                raise SettingsError(f"{name.replace('_', ' ')} must be from {low} to {high}, got {value}")
-        if not 0 < self.lr < math.inf:
-            raise SettingsError(f"lr must be a positive number, got {self.lr}")
+_SECONDS = 10.0  # at least, between two saves at the ends of epochs
+_WATCHED = 500  # held-out samples whose active units are counted after every epoch
+# what a run may change when it is resumed; everything else is part of what it is
+_FREE = {"output", "epochs", "checkpoint_every", "resume", "tensorboard", "device", "backend", "threads"}
 
 
 def prepare(settings: Settings) -> torch.device:
     """Make the folder, and refuse before work begins what cannot be done: returns the device.
 
     Raises:
-        SettingsError: for a folder that cannot be written to, or a device or backend that is not there.
+        SettingsError: for a folder that cannot be written to, a device or backend that is not there, a model or an
+            objective that does not exist.
     """
     try:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,8 +57,13 @@ def prepare(settings: Settings) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise SettingsError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:0', 'cuda:1', …, got {settings.device!r}")
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"there is no {settings.device!r} here: PyTorch sees {torch.cuda.device_count()} GPUs")
+        raise SettingsError(f"there is no '{device}' here: PyTorch sees {torch.cuda.device_count()} GPUs")
+    for name, names in (("model", models.NAMES), ("objective", objectives.NAMES)):
+        if getattr(settings, name) not in names:
+            raise SettingsError(f"{name} must be one of {', '.join(names)}, got {getattr(settings, name)!r}")
     try:
         with _backends.use_backend(settings.backend):
             _backends.choose("rsample_kl_forward", device.type)
@@ -105,138 +84,304 @@ def _print(line: str) -> None:
 def run(settings: Settings, say: Callable[[str], None] = _print) -> dict:
     """Train, save everything that FILES names, and return the metrics.
 
-    A KeyboardInterrupt ends the training early: what there is by then is saved, if one epoch was finished, before the
-    interrupt goes on.
+    Ctrl-C or SIGTERM ends the training when the step that is going on is whole: what there is by then is saved, if one
+    epoch was finished, before a KeyboardInterrupt is raised; a second one does not wait. Under torchrun, every
+    process takes its share of each batch, and the first one writes.
 
     Raises:
-        SettingsError: before any work, as `prepare` does.
-        NotFiniteError: if the loss became infinite or NaN; nothing was saved then.
-        OSError: if a file could not be written.
+        SettingsError: before any work, as `prepare` does, for a run that cannot be resumed with these settings, or for
+            an image that turns out to be broken.
+        NotFiniteError: if the loss became infinite or NaN; what was saved before is as it was.
+        OSError: if a file could not be written; the old one is as it was.
     """
+    saved = None
+    if settings.resume:
+        settings, saved = _resumed(settings)
     device = prepare(settings)
     torch.set_num_threads(settings.threads)
-    with _backends.use_backend(settings.backend):
-        return _run(settings, device, say)
+    with _ranks(device), _backends.use_backend(settings.backend):
+        try:
+            return _run(settings, saved, device, say if distributed.rank() == 0 else lambda line: None)
+        except DataError as error:  # of a sample that is made only when its turn comes
+            raise SettingsError(str(error)) from None
 
 
-def _run(settings: Settings, device: torch.device, say: Callable[[str], None]) -> dict:
-    data = digits()
-    torch.manual_seed(settings.seed)
-    config = {
-        "model": {"data_shape": list(data.train.shape[1:]), "latent": settings.latent},
-        "settings": dataclasses.asdict(settings),
-        "versions": versions(),
-    }
-    model = models.dense_vae(**config["model"]).to(device)
-    train = Batches(data.train.to(device), settings.batch_size, shuffle=True)
-    held_out = Batches(data.test.to(device), len(data.test))
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * len(train))
-    trainer = Trainer(model, elbo, optimizer, schedule)
-
-    folder = Path(settings.output)
-    backend = _backends.choose("rsample_kl_forward", device.type)
-    parameters = sum(p.numel() for p in model.parameters())
-    say(
-        f"Training a dense VAE ({parameters:,} parameters, {settings.latent} latent units) "
-        f"on {len(data.train):,} digits"
-    )
-    say(f"for {settings.epochs} epochs on {device} with the {backend} backend; {len(data.test)} digits are held out.")
-    if Path(folder, CHECKPOINT).exists():
-        say(f"The earlier run in {folder} will be replaced.")
-    interrupt = None
-    started = time.perf_counter()
+def _resumed(settings: Settings) -> tuple[Settings, dict | None]:
+    """The settings of the run in the folder, but for what was given and may change, and its state; None if it has
+    none."""
+    path = Path(settings.output, STATE)
+    if not path.exists():
+        return settings, None
     try:
-        _fit(trainer, train, held_out, settings.epochs)
-    except KeyboardInterrupt as caught:
-        if not trainer.history:
-            say("Interrupted before the first epoch was finished: nothing was saved.")
-            raise
-        say(f"Interrupted after {len(trainer.history)} of {settings.epochs} epochs; saving what there is.")
-        interrupt = caught
-    seconds = time.perf_counter() - started
+        saved, metadata = state.read(path)
+        earlier = json.loads(metadata["settings"])
+    except (OSError, ValueError, KeyError) as error:
+        raise SettingsError(f"cannot resume: {error}") from None
+    for name in sorted(settings.given - _FREE):
+        value = getattr(settings, name)
+        if name not in earlier or earlier[name] != value:
+            raise SettingsError(f"cannot resume with {name}={value}: the run has {name}={earlier.get(name)}")
+    changed = {name: getattr(settings, name) for name in settings.given & _FREE}
+    return Settings(**{**earlier, "resume": True, "output": settings.output, **changed}), saved
 
-    parts = {"train": trainer.history[-1]["train"], "held-out": trainer.evaluate(held_out)}
-    metrics = {
-        **{split: {"elbo": -means["loss"], **means} for split, means in parts.items()},
-        "active_units": _active_units(model, held_out.data),
-        "epochs": len(trainer.history),
-        "seconds": seconds,
-        "images_per_second": len(trainer.history) * len(data.train) / seconds,
-        "backend": backend,
-        "device": str(device),
-        "history": trainer.history,
-    }
-    _save(folder, model, held_out.data, config, metrics)
-    _report(settings, metrics, folder, say)
-    if interrupt is not None:
-        raise interrupt
+
+@contextlib.contextmanager
+def _ranks(device: torch.device) -> Iterator[None]:
+    """The process group that torchrun's variables describe, if there are any and there is no group."""
+    dist = torch.distributed
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class _Run:
+    """A run between its settings and its files."""
+
+    def __init__(self, settings: Settings, device: torch.device):
+        self.settings, self.folder = settings, Path(settings.output)
+        data = build.load_data(settings)
+        train, test = (x.to(device) if isinstance(x, torch.Tensor) else x for x in (data.train, data.test))
+        self.data: Split = data._replace(train=train, test=test)
+        torch.manual_seed(settings.seed)
+        self.model, model_config = build.model(settings, train.shape[1:])
+        self.model.to(device)
+        self.config = {"model": model_config, "settings": dataclasses.asdict(settings), "versions": versions()}
+        objective = build.objective(settings, data, self.model)
+        if isinstance(objective, torch.nn.Module):
+            objective.to(device)
+        self.train = Batches(train, settings.batch_size, shuffle=True)
+        self.held_out = Batches(test, min(len(test), 1000))
+        self.watched = test[torch.arange(0, len(test), max(1, len(test) // _WATCHED))[:_WATCHED]].to(device)
+        self.trainer: Trainer = build.trainer(settings, self.model, objective, len(self.train))
+        self.seconds = 0.0  # of training, those before a resume included
+        self.progress: list[dict] = []  # beside trainer.history, what differs from run to run
+
+    @property
+    def things(self) -> str:
+        return "digits" if self.settings.data == "digits" else "samples"
+
+    @property
+    def pictorial(self) -> bool:
+        shape = self.data.train.shape[1:]
+        return len(shape) == 3 and shape[0] in (1, 3)
+
+    def load_state(self, saved: dict) -> None:
+        try:
+            self.trainer.load_state_dict(saved["trainer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise SettingsError(f"cannot resume: {error}") from None
+        self.seconds, self.progress = saved["seconds"], saved["progress"]
+
+    def save_state(self) -> None:
+        value = {"trainer": self.trainer.state_dict(), "seconds": self.seconds, "progress": self.progress}
+        if distributed.rank() == 0:
+            settings = json.dumps(dataclasses.asdict(self.settings))
+            state.write(self.folder / STATE, value, {"settings": settings})
+
+    @torch.no_grad()
+    def active_units(self) -> int | None:
+        """How many latent units' means depend on the image: variance above 0.01 (Burda et al. 2016, section 5.2).
+
+        None for a model that has no such units.
+        """
+        if not hasattr(self.model, "encode"):
+            return None
+        self.model.eval()
+        with self.trainer.averaged():
+            posterior = self.model.encode(self.watched)
+        return int((posterior.mode().var(0) > 0.01).sum()) if hasattr(posterior, "mode") else None
+
+
+def _run(settings: Settings, saved: dict | None, device: torch.device, say: Callable[[str], None]) -> dict:
+    run = _Run(settings, device)
+    trainer, folder = run.trainer, run.folder
+    backend = _backends.choose("rsample_kl_forward", device.type)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    say(
+        f"Training a {settings.model} VAE ({parameters:,} parameters, {settings.latent} latent units) "
+        f"on {len(run.data.train):,} {run.things}"
+    )
+    say(
+        f"for {settings.epochs} epochs on {device} with the {backend} backend; "
+        f"{len(run.data.test)} {run.things} are held out."
+    )
+    earlier = Path(folder, CHECKPOINT).exists()
+    if saved is not None:
+        run.load_state(saved)
+        say(f"Resuming after {len(trainer.history)} epochs, {trainer.steps:,} steps.")
+    elif settings.resume:
+        say(f"There is nothing to resume in {folder}; beginning at the beginning.")
+    elif earlier:
+        say(f"The earlier run in {folder} will be replaced.")
+
+    interrupted = _fit(run)
+    if interrupted and not trainer.history:
+        if saved is None and earlier:
+            say("Interrupted before the first epoch was finished: nothing was saved.")
+        else:
+            run.save_state()
+            say(f"Interrupted after {trainer.steps:,} steps. `vaefast train --output {folder} --resume` goes on.")
+        raise KeyboardInterrupt
+    if interrupted:
+        say(f"Interrupted after {len(trainer.history)} of {settings.epochs} epochs; saving what there is.")
+    run.save_state()
+    if not interrupted:
+        trainer.use_best()
+    metrics = _metrics(run, backend, device)
+    if distributed.rank() == 0:
+        with trainer.averaged():
+            _save(run, metrics)
+    _report(run, metrics, say)
+    if interrupted:
+        say(f"`vaefast train --output {folder} --resume` goes on from here.")
+        raise KeyboardInterrupt
     return metrics
 
 
-def _fit(trainer: Trainer, train: Batches, held_out: Batches, epochs: int) -> None:
-    from tqdm import tqdm
+def _fit(run: _Run) -> bool:
+    """Train to the end, saving the state now and then; True if a signal ended it before."""
+    settings, trainer = run.settings, run.trainer
+    before, began = run.seconds, time.perf_counter()
+    saved = began
+    leader = distributed.rank() == 0
+    board = TensorBoard(run.folder / "tensorboard") if settings.tensorboard and leader else None
+    total = settings.epochs * -(-len(run.train) // settings.accumulate)
 
-    often = 0.1 if sys.stderr.isatty() else 5.0  # seconds: a log file wants no more than a line now and then
-    with tqdm(total=epochs * len(train), unit="step", dynamic_ncols=True, mininterval=often) as bar:
-        trainer.fit(
-            train,
-            held_out,
-            epochs=epochs,
-            on_step=bar.update,
-            on_epoch=lambda row: bar.set_postfix_str(_postfix(row), refresh=False),
-        )
+    def save() -> None:
+        nonlocal saved
+        run.seconds = before + time.perf_counter() - began
+        run.save_state()
+        saved = time.perf_counter()
+
+    def on_step() -> None:
+        bar.step()
+        if settings.checkpoint_every and trainer.steps % settings.checkpoint_every == 0:
+            save()
+
+    def on_epoch(row: dict) -> None:
+        active = run.active_units()
+        lr = float(trainer.optimizer.param_groups[0]["lr"])
+        progress = {"samples_per_second": bar.samples_per_second, "active_units": active, "lr": lr}
+        run.progress.append({**progress, "skipped_steps": trainer.skipped})
+        bar.epoch(row, active)
+        if board is not None:
+            board.epoch(trainer, run.progress[-1])
+        due = leader and not settings.checkpoint_every and time.perf_counter() - saved > _SECONDS
+        if distributed.any_rank(due, trainer.device):
+            save()
+
+    with _signals(trainer) as caught, Bar(trainer, total, shown=leader) as bar:
+        epochs = settings.epochs - len(trainer.history)
+        trainer.fit(run.train, run.held_out, epochs=epochs, on_step=on_step, on_epoch=on_epoch)
+    if board is not None:
+        board.close()
+    run.seconds = before + time.perf_counter() - began
+    finished = len(trainer.history) >= settings.epochs or (trainer.early_stop and trainer.early_stop.reached)
+    return distributed.any_rank(bool(caught), trainer.device) and not finished
 
 
-def _postfix(row: dict[str, dict[str, float]]) -> str:
-    parts = ", ".join(f"{name} {value:.1f}" for name, value in row["train"].items())
-    return f"{parts}, held-out {row['held-out']['loss']:.1f}"
+@contextlib.contextmanager
+def _signals(trainer: Trainer) -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM stops the trainer at the end of its step; the next interrupts."""
+    caught: list[int] = []
+
+    def handle(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        trainer.stop()
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield caught
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _metrics(run: _Run, backend: str, device: torch.device) -> dict:
+    trainer = run.trainer
+    parts = {"train": trainer.history[-1]["train"], "held-out": trainer.evaluate(run.held_out)}
+    return {
+        **{split: {"elbo": _elbo(means), **means} for split, means in parts.items()},
+        "active_units": run.active_units(),
+        "epochs": len(trainer.history),
+        "steps": trainer.steps,
+        "skipped_steps": trainer.skipped,
+        "seconds": run.seconds,
+        "images_per_second": trainer.samples / max(run.seconds, 1e-9),
+        "backend": backend,
+        "device": str(device),
+        "history": trainer.history,
+        "progress": run.progress,
+    }
+
+
+def _elbo(means: dict[str, float]) -> float:
+    """Whatever was minimised; its negative for an objective that has not these parts."""
+    if "reconstruction" in means and "kl" in means:
+        return -means["reconstruction"] - means["kl"]
+    return -means["loss"]
+
+
+def _files(run: _Run) -> dict[str, str]:
+    """FILES of this run."""
+    things = {name: what.format(things=run.things) for name, what in FILES.items()}
+    return {name: what for name, what in things.items() if run.pictorial or name not in _OF_IMAGES}
 
 
 @torch.no_grad()
-def _active_units(model: models.VAE, images: torch.Tensor) -> int:
-    """How many latent units' means depend on the image: variance above 0.01 (Burda et al. 2016, section 5.2)."""
-    return int((model.encode(images).mode().var(0) > 0.01).sum())
-
-
-@torch.no_grad()
-def _save(folder: Path, model: models.VAE, held_out: torch.Tensor, config: dict, metrics: dict) -> None:
+def _save(run: _Run, metrics: dict) -> None:
     """Write FILES, the weights first."""
-    model.eval()
-    checkpoint.save(folder / CHECKPOINT, model, {"config": json.dumps(config)})
-    checkpoint.write_json(folder / "config.json", config)
+    folder, model, device = run.folder, run.model.eval(), run.trainer.device
+    checkpoint.save(folder / CHECKPOINT, model, {"config": json.dumps(run.config)})
+    checkpoint.write_json(folder / "config.json", run.config)
     checkpoint.write_json(folder / "metrics.json", metrics)
     checkpoint.write(folder / "curves.png", pictures.curves(metrics["history"]))
-    samples = model.sample(_COLUMNS**2, seed=config["settings"]["seed"])
+    if not run.pictorial:
+        return
+    samples = model.sample(_COLUMNS**2, seed=run.settings.seed)
     checkpoint.write(folder / "samples.png", pictures.grid(samples, _COLUMNS))
-    shown = held_out[:: len(held_out) // (5 * _COLUMNS)]  # sorted by class, so five of each
-    checkpoint.write(
-        folder / "reconstructions.png", pictures.reconstructions(shown, model.reconstruct(shown), _COLUMNS)
-    )
+    test = run.data.test
+    count = min(5 * _COLUMNS, len(test))
+    shown = test[torch.arange(count) * (len(test) // count)].to(device)  # digits are sorted by class: five of each
+    made = model.reconstruct(shown)
+    checkpoint.write(folder / "reconstructions.png", pictures.reconstructions(shown, made, _COLUMNS))
 
 
-def _report(settings: Settings, metrics: dict, folder: Path, say: Callable[[str], None]) -> None:
-    held_out, active = metrics["held-out"], metrics["active_units"]
+def _report(run: _Run, metrics: dict, say: Callable[[str], None]) -> None:
+    held_out, active, thing = metrics["held-out"], metrics["active_units"], run.things.removesuffix("s")
+    in_use = "" if active is None else f"; {active} of {run.settings.latent} latent units in use"
+    say(f"Trained in {metrics['seconds']:.0f} s ({metrics['images_per_second']:,.0f} images a second){in_use}.")
+    if metrics["skipped_steps"]:
+        say(f"{metrics['skipped_steps']} of {metrics['steps']:,} steps were skipped.")
+    parts = [f"{label} {held_out[name]:.2f}" for name, label in _LABELS.items() if name in held_out]
     say(
-        f"Trained in {metrics['seconds']:.0f} s ({metrics['images_per_second']:,.0f} images a second); "
-        f"{active} of {settings.latent} latent units in use."
+        f"Held-out ELBO {held_out['elbo']:.2f} nats per {thing} (training {metrics['train']['elbo']:.2f}): "
+        f"{', '.join(parts)}."
     )
-    say(
-        f"Held-out ELBO {held_out['elbo']:.2f} nats per digit (training {metrics['train']['elbo']:.2f}): "
-        f"reconstruction {held_out['reconstruction']:.2f}, KL {held_out['kl']:.2f}."
-    )
-    say(f"In {folder}:")
-    for name, what in FILES.items():
+    say(f"In {run.folder}:")
+    for name, what in _files(run).items():
         say(f"  {name:<{max(map(len, FILES))}}  {what}")
 
 
-def load(folder: str | Path) -> models.VAE:
+def load(folder: str | Path) -> torch.nn.Module:
     """The model that a run left in `folder`, on the CPU, in `eval()` mode.
 
     Raises:
         OSError, ValueError: if there is no checkpoint, or it is damaged.
     """
     tensors, metadata = checkpoint.read(Path(folder, CHECKPOINT))
-    model = models.dense_vae(**json.loads(metadata["config"])["model"])
+    model = models.create(**json.loads(metadata["config"])["model"])
     model.load_state_dict(tensors)
     return model.eval()

@@ -30,7 +30,9 @@ def grid(images: torch.Tensor, columns: int) -> bytes:
 
 def reconstructions(images: torch.Tensor, reconstructed: torch.Tensor, columns: int) -> bytes:
     """A grid whose rows alternate: originals, and below them their reconstructions. Both [N, C, H, W]."""
-    pairs = zip(unit(images).split(columns), reconstructed.split(columns), strict=True)
+    blank = reconstructed.new_ones(-len(images) % columns, *images.shape[1:])  # so that no row holds both
+    images, reconstructed = (torch.cat([x.to(blank), blank]) for x in (unit(images), reconstructed))
+    pairs = zip(images.split(columns), reconstructed.split(columns), strict=True)
     return grid(torch.cat([row.to(reconstructed) for pair in pairs for row in pair]), columns)
 
 
@@ -43,8 +45,9 @@ def curves(history: Sequence[dict[str, dict[str, float]]]) -> bytes:
     epochs = range(1, len(history) + 1)
     for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         for split in history[0]:
-            axes.plot(epochs, [row[split][part] for row in history], label=split)
-        axes.set(title=part, xlabel="epoch", ylabel="nats per image")
+            if part in history[0][split]:  # a critic's are of the training alone
+                axes.plot(epochs, [row[split].get(part) for row in history], label=split)
+        axes.set(title=part, xlabel="epoch", ylabel="nats per sample")
         axes.grid(alpha=0.3)
         axes.legend()
     return _png(lambda file: figure.savefig(file, format="png", dpi=120))

@@ -1,0 +1,224 @@
+"""Which remedy helps which complaint about VAE samples, by how much: train, measure, and write the page.
+
+python -m benchmarks.study [--seeds 3] [--workers 2] [--epochs 25] [--only NAME] [--runs FOLDER] [--report]
+
+One factor at a time from one base (convolutions, optimal sigma, z = 16), equal steps, architectures of equal
+parameters. Each (variant, seed) is a run of `vaefast.training` in --runs and a JSON of its measures beside it; what is
+there already is not done again, and a run that was cut short goes on. The page, its pictures and all numbers go to
+benchmarks/results/study.md, study-*.png and study.json; --report makes page and pictures again from
+study.json alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import io
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks import facts, pages
+from benchmarks.study_page import SHOWN, page, pictures
+from vaefast.training import checkpoint
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLES = 1000
+BASE = {
+    "data": "digits",
+    "data_options": "every=5",
+    "model": "conv",
+    "likelihood": "optimal_sigma",
+    "latent": 16,
+    "batch_size": 64,
+    "lr": 1e-3,
+}
+
+
+class Variant(NamedTuple):
+    """factor: what it changes; against: the variant that differs in nothing else; settings: what differs from BASE;
+    samplers: those beside N(0, I) that are fitted after training."""
+
+    factor: str
+    against: str | None
+    settings: dict
+    samplers: tuple[str, ...] = ("gmm",)
+
+
+_ALL_SAMPLERS = ("gmm", "two_stage", "flow")
+VARIANTS = {
+    "optimal sigma": Variant("objective", None, {}, _ALL_SAMPLERS),
+    "sigma = 1": Variant(
+        "objective", "optimal sigma", {"likelihood": "gaussian", "model_options": 'likelihood_options={"logvar":0.0}'}
+    ),
+    "beta = 0.1": Variant("objective", "optimal sigma", {"objective_options": "beta=0.1"}),
+    "beta = 4": Variant("objective", "optimal sigma", {"objective_options": "beta=4"}),
+    "free bits": Variant("objective", "optimal sigma", {"objective_options": "free_bits=0.25"}),
+    "WAE": Variant("objective", "optimal sigma", {"objective": "wae_mmd", "objective_options": "weight=300"}),
+    "InfoVAE": Variant("objective", "optimal sigma", {"objective": "info_vae"}),
+    "beta-TCVAE": Variant("objective", "optimal sigma", {"objective": "beta_tcvae"}),
+    "logistic mixture": Variant("likelihood", "optimal sigma", {"likelihood": "discretized_logistic_mixture"}),
+    "dense": Variant("architecture", "optimal sigma", {"model": "dense"}),
+    "residual": Variant("architecture", "optimal sigma", {"model": "residual"}, _ALL_SAMPLERS),
+    "residual, relu": Variant("activation", "residual", {"model": "residual", "model_options": "activation=relu"}),
+    "residual, tanh": Variant("activation", "residual", {"model": "residual", "model_options": "activation=tanh"}),
+    "+ GAN": Variant(
+        "GAN", "optimal sigma", {"objective": "vaegan", "objective_options": "reconstruction=likelihood width=16"}
+    ),
+    "+ GAN, Larsen": Variant("GAN", "optimal sigma", {"objective": "vaegan_larsen", "objective_options": "width=16"}),
+    "recipe best": Variant("recipe", "optimal sigma", {"recipe": "best"}),
+}
+
+
+# --- one run ---
+
+
+def settings_of(name: str, seed: int, epochs: int, runs: Path) -> dict:
+    variant = VARIANTS[name].settings
+    # a recipe brings its own model; data and steps are the study's
+    base = {k: v for k, v in BASE.items() if "recipe" not in variant or k in ("data", "data_options", "batch_size")}
+    folder = f"{name.replace(' ', '_').replace(',', '').replace('=', '')}-{seed}"
+    return base | variant | {"epochs": epochs, "seed": seed, "output": str(runs / folder), "threads": 1}
+
+
+def one(name: str, seed: int, epochs: int, runs: Path) -> dict:
+    """Train, evaluate with every sampler, and store: what is returned is what lies in measures.json."""
+    from vaefast import data, metrics, sampling, training
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    given = settings_of(name, seed, epochs, runs)
+    stored = Path(given["output"], "measures.json")
+    if stored.exists():
+        found = json.loads(stored.read_text())
+        if found["settings"] == given:
+            return found
+    started = time.perf_counter()
+    with contextlib.redirect_stderr(io.StringIO()):
+        run = training.run(training.Settings(**given, resume=True), say=lambda line: None)
+    trained = time.perf_counter() - started
+    model = training.load(given["output"])
+    options = dict(pair.split("=") for pair in given["data_options"].split())
+    split = data.load(given["data"], **{key: int(value) for key, value in options.items()})
+    found = {
+        "variant": name,
+        "seed": seed,
+        "settings": given,
+        "train_images": len(split.train),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": run["epochs"] * -(-len(split.train) // given["batch_size"]),
+        "train_seconds": trained,
+        "samplers": {},
+    }
+    for sampler in ("normal", *VARIANTS[name].samplers):
+        fitted = None
+        begun = time.perf_counter()
+        if sampler != "normal":
+            torch.manual_seed(seed)
+            fitted = sampling.create(sampler).fit(model, split.train)
+        fit_seconds = time.perf_counter() - begun
+        measures = metrics.evaluate(
+            model,
+            split.train,
+            split.test,
+            samples=SAMPLES,
+            sampler=fitted,
+            seed=seed,
+            progress=False,
+            importance_samples=100 if sampler == "normal" else 0,
+            likelihood_images=200,
+        )
+        found["samplers"][sampler] = {
+            "fit_seconds": fit_seconds,
+            "measures": measures,
+            "images": pages.packed(metrics.draw(model, SHOWN, sampler=fitted, seed=seed)),
+        }
+    found["evaluate_seconds"] = time.perf_counter() - started - trained
+    checkpoint.write_json(stored, found)
+    return found
+
+
+# --- all runs ---
+
+
+def stored(found: list[dict], seconds: float) -> dict:
+    """What study.json holds."""
+    first = found[0]["samplers"]["normal"]["measures"]
+    attainable = {m: first[m]["training_images"] for m in ("frechet_distance", "precision", "recall", "coverage")}
+    return {
+        "machine": facts.machine("cpu"),
+        "versions": facts.versions(),
+        **facts.commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+        "seconds": seconds,
+        "train_images": found[0]["train_images"],
+        "test_images": first["frechet_distance"]["real"],
+        "samples": SAMPLES,
+        "steps": found[0]["steps"],
+        "batch_size": BASE["batch_size"],
+        "latent": BASE["latent"],
+        "attainable": attainable,
+        "variants": {
+            n: {"factor": v.factor, "against": v.against, "settings": v.settings} for n, v in VARIANTS.items()
+        },
+        "runs": found,
+    }
+
+
+def report(results: dict, folder: Path) -> None:
+    for name, content in pictures(results).items():
+        checkpoint.write(folder / name, content)
+    checkpoint.write(folder / "study.md", page(results).encode())
+    print(f"written: {folder / 'study.md'}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, each on one core")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--only", metavar="NAME", help="the variants whose name contains NAME")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="the page and pictures alone, from study.json")
+    options = parser.parse_args(arguments)
+    names = [n for n in VARIANTS if (options.only or "") in n]
+    if not names:
+        parser.error(f"--only {options.only}: there are {', '.join(VARIANTS)}")
+    if options.report:
+        report(json.loads((options.results / "study.json").read_text()), options.results)
+        return 0
+    wanted = [(n, seed) for seed in range(options.seeds) for n in names]
+    started, found, failed = time.perf_counter(), {}, 0
+    context = multiprocessing.get_context("spawn")  # each worker loads the features' network once
+    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        tasks = {pool.submit(one, n, s, options.epochs, options.runs): (n, s) for n, s in wanted}
+        for task in as_completed(tasks):
+            name, seed = tasks[task]
+            try:
+                found[name, seed] = run = task.result()
+            except Exception as error:  # the others go on, and the exit status tells
+                failed += 1
+                print(f"{name}, seed {seed}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                continue
+            done = f"{time.perf_counter() - started:5.0f} s  {len(found)}/{len(wanted)}"
+            measures = {k: v["measures"]["frechet_distance"]["value"] for k, v in run["samplers"].items()}
+            distances = ", ".join(f"{k} {value:.0f}" for k, value in measures.items())
+            print(f"{done}  {name}, seed {seed}: FD {distances}", file=sys.stderr, flush=True)
+    if found:
+        options.results.mkdir(parents=True, exist_ok=True)
+        results = stored([found[key] for key in wanted if key in found], time.perf_counter() - started)
+        checkpoint.write_json(options.results / "study.json", results)
+        report(results, options.results)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""`vaefast evaluate` and `vaefast compare`: how good runs are, in numbers, and side by side."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from vaefast import metrics
+from vaefast.commands import inputs
+from vaefast.report.measures import compared, measures, missing, number, table, training_measures
+from vaefast.runs import Run
+from vaefast.training import checkpoint, pictures
+
+_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
+_SHOWN, _COLUMNS = 60, 10  # images of each kind in the sheet of a run
+_OWN_PLACE = ("output",)  # settings whose difference between runs says nothing
+
+
+def add(subparsers) -> None:
+    evaluate = subparsers.add_parser(
+        "evaluate",
+        help="measure how good a trained model's images are",
+        description="Draw images from the model of the folder RUN, measure them and the model against the data, print "
+        "the table, and keep it as RUN/evaluation.json, where `vaefast report` and `vaefast compare` find it.",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    evaluate.add_argument(
+        "--samples",
+        type=inputs.at_least(2),
+        default=2500,
+        metavar="N",
+        help="how many images to draw and measure; more are slower and steadier, and the distances depend on their "
+        "number (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--extractor",
+        choices=metrics.features.NAMES,
+        default="lite0",
+        metavar="NAME",
+        help=f"the network in whose features images are compared: {', '.join(metrics.features.NAMES)} (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--importance-samples",
+        type=inputs.at_least(0),
+        default=100,
+        metavar="N",
+        help="latents per image for the likelihood; more take longer and give a tighter bound, papers use 5000; 0 "
+        "leaves it out (%(default)s)",
+    )
+    inputs.add_sampler(evaluate)
+    evaluate.add_argument(
+        "--seed", type=inputs.at_least(0), default=0, metavar="N", help="of the drawn images (%(default)s)"
+    )
+    evaluate.set_defaults(command=_evaluate)
+
+    compare = subparsers.add_parser(
+        "compare",
+        help="put runs side by side",
+        description="Print a table of several runs, the settings that differ and the measures with their intervals, "
+        "and write it with a sheet of their images. A value in bold is better than all others by more than the "
+        "intervals. `vaefast evaluate` each run first; before that there are only the numbers of its training.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="folders that `vaefast train` made, two or more")
+    compare.add_argument(
+        "--output",
+        metavar="FOLDER",
+        default="comparison",
+        help="where compare.md and compare.png go (%(default)s)",
+    )
+    compare.set_defaults(command=_compare)
+
+
+def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, sampler: str, seed: int) -> None:
+    inputs.need("an evaluation", _NEEDS)
+    opened = Run(run)
+    if not opened.pictorial:
+        raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
+    train, test = (opened.rows(data, len(data)) for data in (opened.data.train, opened.data.test))
+    options = {"samples": samples, "extractor": extractor, "importance_samples": importance_samples, "seed": seed}
+    options["progress"] = sys.stderr.isatty()
+    try:
+        fitted = inputs.fitted_sampler(opened, sampler, seed)
+        found = metrics.evaluate(opened.model, train, test, sampler=fitted, **options)
+    except ModuleNotFoundError as error:
+        raise inputs.CommandError(f'an evaluation needs {error.name}: pip install "vaefast[metrics]"') from None
+    path = opened.store_evaluation(found | {"sampler": sampler})
+    attained = (("" if m.attained is None else number(m.attained)) for m in measures(found).values())
+    rows = [[m.label, m.text, a, m.better] for m, a in zip(measures(found).values(), attained, strict=True)]
+    print(table([["measure", "value [95 %]", "training images", "better"], *rows]))
+    for label, reason in missing(found).items():
+        print(f"{label}: not measured, {reason}")
+    print(f"\nkept as {path}; `vaefast report {run}` shows it")
+
+
+def _compare(runs: list[str], output: str) -> None:
+    inputs.need("a comparison", _NEEDS)
+    if len(runs) < 2:
+        raise inputs.CommandError(f"compare takes two or more runs, got {len(runs)}")
+    opened = [Run(run) for run in runs]
+    text = _text(opened)
+    folder = inputs.make_folder(output)
+    files, page = [folder / "compare.md"], f"{text}\n"
+    pictorial = [run for run in opened if run.pictorial]
+    if pictorial:
+        files.append(folder / "compare.png")
+        page += "\n![samples and reconstructions](compare.png)\n"
+        checkpoint.write(files[-1], _sheet(pictorial))
+    checkpoint.write(files[0], page.encode())
+    print(text)
+    print(f"\n{', '.join(map(str, files))}")
+    unmeasured = [str(run.folder) for run in opened if not run.evaluation]
+    if unmeasured:
+        print(f"not measured yet: {', '.join(unmeasured)}; `vaefast evaluate` does it")
+
+
+def _text(runs: Sequence[Run]) -> str:
+    """A Markdown table: a column per run; the settings that differ, then the measures."""
+    names = [str(run.folder) for run in runs]
+    settings = dict.fromkeys(name for run in runs for name in run.settings if name not in _OWN_PLACE)
+    values = {name: [str(run.settings.get(name, "–")) for run in runs] for name in settings}
+    values |= {f"measured with {name}": [_measured_with(run, name) for run in runs] for name in ("sampler", "samples")}
+    differ = [[name.replace("_", " "), *cells] for name, cells in values.items() if len(set(cells)) > 1]
+    columns = [training_measures(run.metrics) | measures(run.evaluation) for run in runs]
+    rows = compared(columns).items()
+    marked = [[label, *[f"**{text}**" if best else text for text, best in cells]] for label, cells in rows]
+    return table([["", *names], *differ, *marked])
+
+
+def _measured_with(run: Run, name: str) -> str:
+    """What the evaluation, or else the first of its measures that says, has under `name`."""
+    places = [run.evaluation, *[entry for entry in run.evaluation.values() if isinstance(entry, dict)]]
+    return next((str(place[name]) for place in places if name in place), "–")
+
+
+@torch.no_grad()
+def _sheet(runs: Sequence[Run]) -> bytes:
+    """A PNG: for each run its samples, and beside them held-out images with their reconstructions."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=18)
+    margin, title = 16, 34
+    strips = []
+    for run in runs:
+        samples = run.model.sample(_SHOWN, seed=run.settings.get("seed", 0))
+        x, _ = run.held_out(_SHOWN // 2)
+        drawn = pictures.grid(samples, _COLUMNS), pictures.reconstructions(x, run.model.reconstruct(x), _COLUMNS)
+        strips.append([Image.open(io.BytesIO(png)) for png in drawn])
+    widths = [max(strip[i].width for strip in strips) for i in range(2)]
+    heights = [max(picture.height for picture in strip) + title + margin for strip in strips]
+    sheet = Image.new("RGB", (sum(widths) + 3 * margin, sum(heights) + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = margin
+    for run, strip, height in zip(runs, strips, heights, strict=True):
+        left = margin
+        for picture, width, what in zip(strip, widths, ("samples", "held out, and reconstructed"), strict=True):
+            draw.text((left, top), f"{run.folder}: {what}", fill="black", font=font)
+            sheet.paste(picture, (left, top + title - 8))
+            left += width + margin
+        top += height
+    file = io.BytesIO()
+    sheet.save(file, "png")
+    return file.getvalue()

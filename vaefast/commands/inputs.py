@@ -1,0 +1,150 @@
+"""What several commands read from their user: runs, images, numbers; and the error that names what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from vaefast import sampling
+from vaefast.runs import Run
+
+_PRIOR = "prior"
+_FITTED = 20_000  # samples of the data, at most, that a sampler is fitted to
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+class CommandError(Exception):
+    """What went wrong, in one line; `code` is the exit code: 2 for bad input, 1 for a command that failed."""
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(message)
+        self.code = code
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The words that suggest the one of `names` that is near `name`; nothing where none is."""
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def need(what: str, modules: dict[str, str]) -> None:
+    """Refuse where a module is missing; `modules`: {import name: package}.
+
+    Raises:
+        CommandError: names the packages and the command that installs them.
+    """
+    missing = [package for name, package in modules.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(f'{what} needs {", ".join(missing)}: pip install "vaefast[train]"')
+
+
+def at_least(low: int):
+    """An argparse type: a whole number from `low` on."""
+
+    def whole(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        return value
+
+    whole.__name__ = "whole number"
+    return whole
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0, below infinity."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+positive.__name__ = "number"
+
+
+def images(paths: Sequence[str], data_shape: Sequence[int], resize: bool) -> torch.Tensor:
+    """Image files, and those directly in folders, as uint8 [N, C, H, W] of a model's `data_shape` (C, H, W).
+
+    Grey or colour is the model's; another size is refused, or scaled (bicubic) with `resize`.
+
+    Raises:
+        CommandError: for what is missing, no image, or of another size.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    channels, height, width = data_shape
+    files = [file for path in paths for file in _files(Path(path))]
+    found = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                picture = image.convert("L" if channels == 1 else "RGB")
+        except UnidentifiedImageError:
+            raise CommandError(f"{file} is not an image that Pillow can read") from None
+        except OSError as error:
+            raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
+        if picture.size != (width, height):
+            if not resize:
+                size = "x".join(map(str, picture.size))
+                raise CommandError(f"{file} is {size}, but the model takes {width}x{height}; --resize scales it")
+            picture = picture.resize((width, height))
+        found.append(torch.from_numpy(np.array(picture)).view(height, width, channels).movedim(-1, 0))
+    return torch.stack(found)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        if not path.exists():
+            raise CommandError(f"there is no {path}")
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise CommandError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """`path`, made with its parents if it is not there.
+
+    Raises:
+        CommandError: if it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"cannot make the folder {path}: {error.strerror}") from None
+    return Path(path)
+
+
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """The option --sampler."""
+    parser.add_argument(
+        "--sampler",
+        choices=(_PRIOR, *sampling.NAMES),
+        default=_PRIOR,
+        metavar="NAME",
+        help=f"where latents come from: {_PRIOR}, the model's own; or, fitted to the training data first, "
+        f"{', '.join(sampling.NAMES)} (%(default)s)",
+    )
+
+
+def fitted_sampler(run: Run, name: str, seed: int) -> sampling.Sampler | None:
+    """The sampler of --sampler, fitted to what the run was trained on; None for the model's own prior.
+
+    Raises:
+        CommandError: for one that is not meant for this model.
+    """
+    if name == _PRIOR:
+        return None
+    torch.manual_seed(seed)
+    try:
+        return sampling.create(name).fit(run.model, run.rows(run.data.train, _FITTED))
+    except TypeError as error:
+        raise CommandError(f"--sampler {name}: {error}") from None

@@ -1,0 +1,109 @@
+"""What `vaefast train` left in a folder, opened to be drawn from, measured and shown."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from vaefast.data import Split
+from vaefast.training import Settings, SettingsError, build, checkpoint, load
+from vaefast.training.job import CHECKPOINT
+
+EVALUATION = "evaluation.json"
+
+
+class RunError(ValueError):
+    """A folder that holds no run, or a damaged one."""
+
+
+class Run:
+    """A run's folder.
+
+    Attributes:
+        folder, name: where it lies, and what people call it.
+        model: in `eval()` mode, on the CPU.
+        settings: what `vaefast train` was told.
+        versions: of the software and the machine that trained it.
+        metrics: what metrics.json holds, {} where there is none.
+        evaluation: what `vaefast evaluate` measured, {} before it did.
+        model_name: as `models.create` calls it.
+        data: the Split that it was trained on, loaded when first asked for.
+
+    Raises:
+        RunError: names the folder and what is wrong with it; for `data`, when it is asked for and not there.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.name = self.folder.name or self.folder.resolve().name
+        if not self.folder.is_dir():
+            raise RunError(f"there is no folder {folder}; `vaefast train --output {folder}` would make it")
+        if not (self.folder / CHECKPOINT).exists():
+            raise RunError(f"{folder} holds no run of `vaefast train`: it has no {CHECKPOINT}")
+        config = self._json("config.json")
+        self.settings: dict = config.get("settings", {})
+        self.versions: dict = config.get("versions", {})
+        self.metrics = self._json("metrics.json")
+        self.evaluation = self._json(EVALUATION)
+        try:
+            self.model = load(folder)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise RunError(f"the run in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+
+    def _json(self, name: str) -> dict:
+        try:
+            return json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.folder / name} cannot be read: {error}") from None
+
+    @functools.cached_property
+    def data(self) -> Split:
+        try:
+            return build.load_data(Settings(**self.settings))
+        except (SettingsError, TypeError) as error:
+            raise RunError(f"the data of the run in {self.folder} cannot be loaded: {error}") from None
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        config = self.model.config or {}
+        return tuple(config["data_shape"] if "data_shape" in config else self.data.train.shape[1:])
+
+    @property
+    def pictorial(self) -> bool:
+        """Whether the data is images that can be shown: [C, H, W], grey or colour."""
+        return len(self.data_shape) == 3 and self.data_shape[0] in (1, 3)
+
+    @property
+    def model_name(self) -> str:
+        return (self.model.config or {}).get("name", type(self.model).__name__)
+
+    @property
+    def history(self) -> list[dict]:
+        return self.metrics.get("history", [])
+
+    def held_out(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """At most `count` held-out samples spread over the whole set, and their labels [N] if there are any; of several
+        labels a sample the first."""
+        labels = self.data.test_labels
+        if labels is not None:
+            labels = self.rows(labels.flatten(1)[:, 0] if labels.ndim > 1 else labels, count)
+        return self.rows(self.data.test, count), labels
+
+    @staticmethod
+    def rows(data, count: int) -> torch.Tensor:
+        """At most `count` rows of data, which need not fit in memory, spread over all of it."""
+        count = min(count, len(data))
+        return data[torch.arange(count) * len(data) // count]
+
+    def store_evaluation(self, evaluation: dict) -> Path:
+        """Write evaluation.json, and return where."""
+        checkpoint.write_json(self.folder / EVALUATION, evaluation)
+        self.evaluation = evaluation
+        return self.folder / EVALUATION

@@ -1,0 +1,110 @@
+"""What samplers have in common, and the plainest one."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from vaefast.models import VAE
+from vaefast.ops import standard_normal
+
+
+class Posteriors(NamedTuple):
+    """mean and std, [N, D], of q(z | x) for every x."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def batch(self, size: int) -> torch.Tensor:
+        """z [size, D], each of the posterior of an x that is drawn at random."""
+        rows = torch.randint(len(self.mean), (size,), device=self.mean.device)
+        return self.mean[rows] + self.std[rows] * torch.randn_like(self.mean[rows])
+
+    def scale(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of z over all posteriors, [D] each; never 0."""
+        variance = self.mean.var(0, correction=0) + self.std.square().mean(0)
+        return self.mean.mean(0), variance.sqrt().clamp(min=1e-6)
+
+
+class Sampler(torch.nn.Module):
+    """`fit` once, then `sample`. A state dict holds all that was fitted; `load_state_dict` takes it into a sampler with
+    the same options that was never fitted.
+
+    Args:
+        temperature: multiplies standard deviations, as the argument of `sample` does; below 1, likelier z.
+    """
+
+    def __init__(self, *, temperature: float = 1.0):
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer("shape", None)
+
+    def fit(self, model: VAE, x: torch.Tensor, *, batch_size: int = 500) -> Sampler:
+        """Fit to q(z | x) of a data set x [N, *data_shape], encoded `batch_size` at a time; the model is not changed.
+
+        What is random follows `torch.manual_seed`.
+        """
+        with torch.no_grad():
+            found = [model.encode(rows.to(next(model.parameters()).device)) for rows in x.split(batch_size)]
+            mean, std = (torch.cat(t).flatten(1) for t in ([q.mean for q in found], [q.std for q in found]))
+        self._begin(model.latent_shape)
+        self.to(mean.device, mean.dtype)
+        self._check(model)
+        with torch.enable_grad():
+            self._fit(Posteriors(mean, std))
+        return self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def sample(self, count: int, *, seed=None, temperature: float = 1.0) -> torch.Tensor:
+        """z [count, *latent_shape]; `seed` as for `vaefast.standard_normal`.
+
+        Raises:
+            RuntimeError: before `fit`.
+        """
+        if self.shape is None:
+            raise RuntimeError(f"{type(self).__name__} must be fitted before it samples: call fit(model, x)")
+        noise = standard_normal(
+            (count, self._noises(self._size)), seed=seed, device=self.scale.device, dtype=self.scale.dtype
+        )
+        return self._draw(noise, temperature * self.temperature).reshape(count, *self.shape.tolist())
+
+    def load_state_dict(self, state, strict: bool = True, assign: bool = False):
+        self._begin(state["shape"].tolist())
+        return super().load_state_dict(state, strict, assign)
+
+    @property
+    def _size(self) -> int:
+        return math.prod(self.shape.tolist())
+
+    def _begin(self, latent_shape) -> None:
+        self.shape = torch.tensor(latent_shape, dtype=torch.int64)
+        self.register_buffer("shift", torch.zeros(self._size))
+        self.register_buffer("scale", torch.ones(self._size))
+        self._build(self._size)
+
+    def _check(self, model: VAE) -> None:
+        """Refuse a model that this sampler is not meant for."""
+
+    def _build(self, size: int) -> None:
+        """Make the parameters and buffers for z of `size` numbers."""
+
+    def _fit(self, posteriors: Posteriors) -> None:
+        """Fill them."""
+
+    def _noises(self, size: int) -> int:
+        """How many normals a z takes."""
+        return size
+
+    def _draw(self, noise: torch.Tensor, temperature: float) -> torch.Tensor:
+        """z [count, D] from normals."""
+        return self.shift + temperature * self.scale * noise
+
+
+class Normal(Sampler):
+    """N(0, I), whatever the data. What a VAE samples from by itself, too, unless it has a prior of its own."""
+
+    def _check(self, model: VAE) -> None:
+        if getattr(model, "hierarchical", False):
+            raise TypeError("a hierarchical model's z is not N(0, I); leave the sampler out to draw from its prior")
