@@ -416,8 +416,8 @@ def finish_backward_kernel(
             at = program * POINTS + tl.arange(0, POINTS)
             slots = _slots(dims, SCALED, DIMENSIONS, True)
             if value is not None:
-                total = _total(of_rows, dims, at, tl.arange(0, 1), slots, row_padded, 1, row_parts, COMPUTE)
-                tl.store(value + at[:, None], total, mask=(at < row_count)[:, None])
+                counted = _total(of_rows, dims, at, tl.arange(0, 1), slots, row_padded, 1, row_parts, COMPUTE)
+                tl.store(value + at[:, None], counted, mask=(at < row_count)[:, None])
             if grad_points is not None:
                 for first in range(0, dims, POINTS):
                     d = first + tl.arange(0, POINTS)
