@@ -33,6 +33,8 @@ namespace cuda {
 // Throws std::runtime_error with CUDA's own words.
 bool run_rows(const char* density, const Walk& walk, int device, void* stream);
 int64_t pieces(const char* density, const Walk& walk);
+bool run_pairs(const char* density, const Pairs& pairs, int device, void* stream);
+int64_t pairs_scratch(const char* density, const Pairs& pairs);
 }  // namespace cuda
 #endif
 }  // namespace vaefast
@@ -248,8 +250,11 @@ struct PairsCall {
     pairs.dims = product(row_shape.ptr(), 1, 2);
     pairs.wide = dtype(points.ptr()) == DType::float64;
     pairs.backward = !grad.is_none();  // not by the pointer, which is null where there are no rows
-    // PyTorch's memory, which its own profiler sees
-    scratch = points.attr("new_empty")(pairs.scratch_size());
+  }
+
+  // PyTorch's memory, which its own profiler sees
+  void allocate(const py::tuple& tensors, int64_t size) {
+    scratch = tensors[0].attr("new_empty")(size);
     pairs.scratch = pointer(scratch.ptr());
   }
 };
@@ -335,6 +340,7 @@ PYBIND11_MODULE(_C, m) {
       [](const char* density, const py::tuple& tensors, double every, double own, double next,
          const py::tuple& numbers, bool symmetric, int64_t first) {
         PairsCall call(tensors, every, own, next, numbers, symmetric, first);
+        call.allocate(tensors, call.pairs.scratch_size());
         int threads = thread_count();
         bool known;
         {
@@ -366,5 +372,22 @@ PYBIND11_MODULE(_C, m) {
         if (!known) unknown(density);
       },
       py::arg("device"), py::arg("stream"), VAEFAST_WALK_ARGUMENTS);
+
+  m.def(
+      "cuda_pairs",
+      [](int device, uintptr_t stream, const char* density, const py::tuple& tensors, double every, double own,
+         double next, const py::tuple& numbers, bool symmetric, int64_t first) {
+        PairsCall call(tensors, every, own, next, numbers, symmetric, first);
+        call.allocate(tensors, cuda::pairs_scratch(density, call.pairs));
+        bool known;
+        {
+          py::gil_scoped_release release;
+          known = cuda::run_pairs(density, call.pairs, device, reinterpret_cast<void*>(stream));
+        }
+        if (!known) unknown(density);
+      },
+      py::arg("device"), py::arg("stream"), py::arg("density"), py::arg("tensors"), py::arg("every") = 0,
+      py::arg("own") = 0, py::arg("next") = 0, py::arg("numbers") = py::tuple(), py::arg("symmetric") = false,
+      py::arg("first") = 0);
 #endif
 }

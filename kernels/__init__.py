@@ -14,17 +14,21 @@ class _Triton:
     @functools.cached_property
     def _walks(self) -> dict[str, Callable]:
         """The walk of each density."""
+        from vaefast.kernels.pairs import DENSITIES as PAIRS
+        from vaefast.kernels.pairs import pairs
         from vaefast.kernels.planes import DENSITIES as STACKS
         from vaefast.kernels.planes import planes
         from vaefast.kernels.rows import DENSITIES, rows
 
-        return dict.fromkeys(DENSITIES, rows) | dict.fromkeys(STACKS, planes)
+        return dict.fromkeys(DENSITIES, rows) | dict.fromkeys(STACKS, planes) | dict.fromkeys(PAIRS, pairs)
 
-    def rows(self, density: str, *arguments) -> None:
-        self._walks[density](density, *arguments)
+    def rows(self, density: str, *arguments, **options) -> None:
+        self._walks[density](density, *arguments, **options)
+
+    pairs = rows
 
     def why_not(self, density: str, device_type: str) -> str | None:
-        """None where `rows` can run the density on tensors of this device type, else the reason in one sentence."""
+        """None where its walk can run the density on tensors of this device type, else the reason in one sentence."""
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed (pip install triton)"
         if device_type not in ("cpu", "cuda"):

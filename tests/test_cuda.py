@@ -24,6 +24,7 @@ import test_layout
 import test_logistic_mixture
 import test_noise
 import test_ops
+import test_pairs
 import torch
 from conftest import Backend, need
 from samples import DTYPES, assert_accurate, cotangents, gradients, seed_tensor
@@ -57,10 +58,14 @@ class Emulated:
         self.module = module
 
     def why_not(self, density, device_type):
-        return None if density in self.module.densities else f"it has no kernel for {density}"
+        known = density in self.module.densities or density in self.module.pair_densities
+        return None if known else f"it has no kernel for {density}"
 
     def rows(self, *arguments):
         self.module.cuda_rows(0, 0, *arguments)
+
+    def pairs(self, *arguments, **options):
+        self.module.cuda_pairs(0, 0, *arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +128,34 @@ def test_bits_do_not_depend_on_the_strides(backend, shape, dtype):
     mu, logvar = torch.randn(2, *shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     dense, strided = (vaefast.rsample_kl(f(mu), f(logvar), seed=1) for f in (torch.clone, lambda t: t.mT.clone().mT))
     assert all(torch.equal(a, b) for a, b in zip(dense, strided, strict=True))
+
+
+# Of the `pairs` walk, what its own tests of each backend test
+for _name in (
+    "test_values_and_gradients",
+    "test_stratified_mutual_information_of_codes_far_apart",
+    "test_mmd_of_far_points_keeps_its_small_terms",
+    "test_far_apart",
+    "test_beyond_the_largest_number",
+    "test_extreme_variances",
+    "test_identical_points",
+    "test_weights_of_nothing",
+    "test_nan_stays",
+    "test_single_and_empty",
+    "test_frozen_inputs",
+    "test_rows_that_are_a_slice_of_the_cols",
+):
+    globals()[f"{_name}__test_pairs"] = getattr(test_pairs, _name)
+
+
+@pytest.fixture(params=test_pairs.CASES, ids=lambda case: case.name)
+def case(request):
+    return request.param
+
+
+@pytest.mark.parametrize("sizes", [(131, 300, 2), (300, 131, 2)])
+def test_programs_and_parts_of_pairs(case, backend, sizes):
+    test_pairs.check_against_reference(case, test_pairs.inputs(case, sizes, torch.float32), 1e-5)
 
 
 def test_an_output_that_nobody_asked_for_is_skipped(emulated):
@@ -219,12 +252,21 @@ PACKS = {
 @pytest.fixture(scope="session")
 def binary(tmp_path_factory):
     """csrc/cuda/rows.cu, compiled for every architecture."""
+    return compiled("rows", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def pairs_binary(tmp_path_factory):
+    return compiled("pairs", tmp_path_factory)
+
+
+def compiled(name: str, tmp_path_factory) -> Path:
     nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
     need("nvcc", None if nvcc else "no nvcc on the PATH")
-    target = tmp_path_factory.mktemp("nvcc") / "rows.o"
+    target = tmp_path_factory.mktemp("nvcc") / f"{name}.o"
     code = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in CAPABILITIES]
     code.append(f"-gencode=arch=compute_{CAPABILITIES[-1]},code=compute_{CAPABILITIES[-1]}")
-    (source,) = SOURCES
+    source = CSRC / f"cuda/{name}.cu"
     flags = ["-std=c++17", "-O3", "-Werror=all-warnings", "--threads=2", f"-I{CSRC}"]
     run(nvcc, *flags, *code, "-c", source, "-o", target)
     return target
@@ -283,6 +325,17 @@ def test_nothing_spills(binary, cuobjdump, kernels, capability):
     assert len(stacks) >= len(kernels)
     assert set(stacks) == {("0", "0")}
     assert not [k[:3] for k in kernels for c in k.code if c.startswith(("LDL", "STL"))]
+
+
+def test_machine_code_of_pairs(pairs_binary, cuobjdump, capability):
+    """Nothing spills, and nothing is added in any order; a thread's sums are its own."""
+    stacks = re.findall(
+        r"STACK:(\d+) .*?LOCAL:(\d+)", run(cuobjdump, "-arch", f"sm_{capability}", "-res-usage", pairs_binary)
+    )
+    assert set(stacks) == {("0", "0")}
+    code = run(cuobjdump, "-arch", f"sm_{capability}", "-sass", pairs_binary)
+    assert "MUFU.EX2" in code
+    assert not re.search(r"\b(ATOM|ATOMG|RED|SHFL|BAR|LDL|STL)\b", code)
 
 
 def test_no_atomics(kernels):

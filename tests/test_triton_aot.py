@@ -6,6 +6,7 @@ The launches are recorded from the public ops, so what is compiled is what runs.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ import vaefast
 from vaefast import kernels
 from vaefast.ops._define import TABLE
 from vaefast.ops.normal import normal_kl, normal_rsample
+from vaefast.ops.pairs import AggregatePosterior
 
 if importlib.util.find_spec("triton") is None:
     need("triton", "it is not installed")
@@ -35,10 +37,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from vaefast.kernels import planes, rows
+from vaefast.kernels import pairs, planes, rows
 
 CAPABILITIES = [80, 90, 100]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+PAIRS = [kernel for name, kernel in vars(pairs).items() if name.endswith("_kernel")]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 # The tilings and operands that the launcher tells apart: with dense operands every op in float32, else one; the other
@@ -96,6 +99,8 @@ def launches():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rows, "rows_kernel", Recorder(rows.rows_kernel, launched))
             patch.setattr(planes, "planes_kernel", Recorder(planes.planes_kernel, launched))
+            for kernel in PAIRS:
+                patch.setattr(pairs, kernel.fn.__name__, Recorder(kernel, launched))
             patch.setattr(type(kernels.backend), "why_not", lambda *args: None)
             with vaefast.use_backend("triton"):
                 run()
@@ -144,6 +149,18 @@ def launches():
         both_ways = TABLE[f"{name}_with_gradient"]
         record("with_gradient", False, lambda: both_ways(torch.empty(16), *tensors, None, 1, *params, [True, False]))  # noqa: B023
 
+    for dtype in (torch.float32, torch.float64):
+        z, mu, logvar = (torch.empty(300, 10, dtype=dtype, requires_grad=True) for _ in range(3))
+        log_weights = torch.empty(300, dtype=dtype, requires_grad=True)
+        mixture, what = (z, mu, logvar, log_weights), f"pairs {dtype}"
+        record(what, False, lambda: gradients([vaefast.mixture_log_prob(*mixture)], mixture))  # noqa: B023
+        for own in (0.0, 1.0):
+            log_qs = AggregatePosterior.apply
+            record(what, False, lambda: gradients(log_qs(z, mu, logvar, -1.0, own, own, 0), (z, mu, logvar)))  # noqa: B023
+        for name in ("imq", "rbf"):
+            record(what, False, lambda: gradients([vaefast.mmd(z, mu, name)], (z, mu)))  # noqa: B023
+            record(what, False, lambda: vaefast.mmd(z.detach(), mu.detach(), name))  # noqa: B023
+
     for parameters, data, weight in TYPES:
         logits, x = torch.empty(SHAPE, dtype=parameters, requires_grad=True), torch.empty(SHAPE, dtype=data)
         # one weight per element, and one per sample
@@ -181,7 +198,10 @@ def vectors_in(ptx: str, instruction: str) -> Counter:
 
 
 def test_every_op_is_launched(launches):
-    assert {launch.arguments[0] for launch in launches} == {*rows.DENSITIES.values(), *planes.DENSITIES.values()}
+    elementwise = {launch.arguments[0] for launch in launches if launch.kernel not in PAIRS}
+    assert elementwise == {*rows.DENSITIES.values(), *planes.DENSITIES.values()}
+    kernels_of_pairs = {(launch.kernel, launch.arguments[0]) for launch in launches if launch.kernel in PAIRS}
+    assert kernels_of_pairs == set(itertools.product(PAIRS, {density.kernel for density in pairs.DENSITIES.values()}))
 
 
 def test_every_dense_layout_is_launched(launches):
@@ -222,5 +242,7 @@ def test_machine_code(launches, capability, tmp_path, monkeypatch):
             assert not re.search(r"\b(mul|add|sub)\.f32", ptx), what
             assert launch.options["enable_fp_fusion"] is False, what
             assert "sqrt.rn.f32" in ptx, what
-        if bound["density"] is rows.DENSITIES["standard_normal"]:
+        if launch.kernel in (pairs.forward_kernel, pairs.backward_kernel):
+            assert not re.search(r"\b(shfl|bar)\.", ptx), what  # a thread's sums are its own
+        if bound.get("density") is rows.DENSITIES["standard_normal"]:
             assert "fma" not in ptx, what

@@ -98,12 +98,18 @@ class _CUDA:
             return "the compiled module was built without CUDA kernels (no nvcc, or VAEFAST_BUILD=cpu)"
         if device_type != "cuda":
             return "it runs on CUDA tensors only"
-        return None if density in module().densities else f"it has no kernel for {density}"
+        known = density in module().densities or density in module().pair_densities
+        return None if known else f"it has no kernel for {density}"
 
     def rows(self, density, batch_ndim, inputs, *rest) -> None:
         device = view(inputs[0] if inputs else rest[1][0]).device.index  # rest: row inputs, outputs, …
         stream = torch._C._cuda_getCurrentRawStream(device)
         module().cuda_rows(device, stream, density, batch_ndim, inputs, *rest)
+
+    def pairs(self, density, tensors, *rest, **options) -> None:
+        device = tensors[0].device.index
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        module().cuda_pairs(device, stream, density, tensors, *rest, **options)
 
 
 cpu, cuda = _CPU(), _CUDA()
