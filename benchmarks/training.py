@@ -1,8 +1,8 @@
 """Contenders of a whole training step: a VAE as a user writes it in plain PyTorch, and a step of vaefast's trainer.
 
 Both have the same layers, batch, learning rate and loss. What differs: vaefast's data is bytes, as `vaefast train`
-keeps them, and the rival's is ready floats; vaefast's Adam is fused (`vaefast train`'s), the rival's is torch's default;
-and vaefast's step also checks that loss and gradient are finite, adds up the epoch's means and moves the schedule.
+keeps them, and the rival's is ready floats; vaefast's Adam is fused, as there, and the rival's is torch's default;
+vaefast's step also checks that loss and gradient are finite, adds up the epoch's means and moves the schedule.
 """
 
 from __future__ import annotations

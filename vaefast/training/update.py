@@ -63,9 +63,9 @@ class Update:
         """Step unless it is to be skipped. `losses`: this rank's, each a scalar.
 
         Returns:
-            (taken, counted, sound), each a bool, or 0-d where only the device knows: whether the step was taken; whether its loss shall be part of a mean;
-            whether loss and gradient were finite. A gradient that overflows under a loss scale is sound and counted:
-            the step is not taken, and the scale falls.
+            (taken, counted, sound), each a bool, or 0-d where only the device knows: whether the step was taken;
+            whether its loss shall be part of a mean; whether loss and gradient were finite. A gradient that overflows
+            under a loss scale is sound and counted: the step is not taken, and the scale falls.
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._plain and distributed.world() == 1 and self._parameters[0].device.type == "cpu":
