@@ -74,8 +74,8 @@ def test_pythae_vae():
 
 
 def test_diffusers_autoencoder_kl():
-    """Theirs: the posterior's sample and kl as diffusers computes them. Ours: the same calls under `patch`, which draws
-    its noise from a seed, and `gaussian_nll` for the squared error."""
+    """Theirs: the posterior's mean, std and kl as diffusers computes them, mean + std * eps as its `sample` does with
+    noise of its own. Ours: `rsample` and kl under `patch`, and `gaussian_nll` for the squared error."""
     diffusers = pytest.importorskip("diffusers")
     vae = pytest.importorskip("diffusers.models.autoencoders.vae")
     torch.manual_seed(0)
