@@ -36,7 +36,7 @@ class Case:
     data: tensors without gradient that come after the inputs, drawn with a generator on the CPU.
     noise: the shape of the noise, or None.
     exact: the fused result must be the same bits, not only near.
-    compiled: whether torch.compile takes part.
+    compiled: whether torch.compile takes part; a function is that contender itself, where eager is not one graph.
     threads: of the CPU; None leaves PyTorch's own number.
     targets: for a rival, how many times faster vaefast shall be.
     peak_memory: whether memory is measured.
@@ -53,7 +53,7 @@ class Case:
     noise: tuple[int, ...] | None = None
     dtype: torch.dtype = torch.float32
     exact: bool = False
-    compiled: bool = True
+    compiled: bool | Callable = True
     threads: int | None = None
     targets: dict[str, float] = field(default_factory=dict)
     peak_memory: bool = False
@@ -159,7 +159,10 @@ def contenders(case: Case) -> dict[str, Contender]:
     found["eager"] = Contender(step(case.eager, inputs))
     if case.compiled:
         torch._dynamo.reset()  # or the tenth shape runs dynamic, and later ones eagerly
-        found["compile"] = Contender(step(torch.compile(case.eager, fullgraph=True, dynamic=False), inputs))
+        compiled = case.compiled
+        if compiled is True:
+            compiled = torch.compile(case.eager, fullgraph=True, dynamic=False)
+        found["compile"] = Contender(step(compiled, inputs))
     for contender in found.values():
         with vaefast.use_backend(contender.backend):
             contender.call()

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import facts, gaussian, likelihoods, measure, noise, pairs, report
+from benchmarks import facts, gaussian, likelihoods, measure, noise, pairs, report, training
 from vaefast import _backends, _extension
 
-FAMILIES = (noise, gaussian, likelihoods, pairs)
+FAMILIES = (noise, gaussian, likelihoods, pairs, training)
 RESULTS = Path(__file__).parent / "results"
 _SECONDS = {"cpu": 20.0, "cuda": 3.0}  # per case; a GPU's clock is steadier and its cases are many
 _QUICK_SECONDS = 0.2

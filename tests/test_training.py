@@ -416,7 +416,7 @@ def few(data, tmp_path_factory) -> dict:
         ({"data": "nowhere"}, "there is no data 'nowhere'"),
         ({"data_options": "size=3"}, r"digits\.npz takes key, got 'size'"),
         ({"anneal": "beta=linear:many"}, "anneal must be name=kind:steps.*, got beta=linear:many"),
-        ({"anneal": "beta=linear:10"}, "annealers must name numbers of the objective, which has no 'beta'"),
+        ({"anneal": "alpha=linear:10"}, "annealers must name numbers of the objective, which has no 'alpha'"),
         ({"cuda_graph": True, "device": "cpu"}, "cuda_graph needs a model on a CUDA device"),
     ],
 )

@@ -79,7 +79,8 @@ class ELBO:
 def evaluated(model: VAE, x: torch.Tensor) -> tuple[VAEOutput, torch.Tensor]:
     """(the model's output, -log p(x | z) [B])."""
     output = model(x)
-    return output, model.likelihood(output.decoded, x)
+    # what a mean over the batch will bring: the likelihood writes its gradient in the forward pass where it can
+    return output, model.likelihood(output.decoded, x, expected_grad=1.0 / max(len(x), 1))
 
 
 def gaussian_posterior(output: VAEOutput, who: str) -> DiagonalGaussian:

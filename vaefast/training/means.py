@@ -16,13 +16,13 @@ class Means:
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, torch.Tensor] = {}
 
-    def add(self, parts: dict[str, torch.Tensor], taken: torch.Tensor | None = None) -> None:
-        """Count each part's values [B], unless `taken`, 0-d bool, is False."""
+    def add(self, parts: dict[str, torch.Tensor], taken: torch.Tensor | bool = True) -> None:
+        """Count each part's values [B], unless `taken`, a bool or 0-d, is False."""
         for name, values in parts.items():
             total = values.detach().sum(dtype=torch.float64)
             count = torch.full_like(total, len(values))
-            if taken is not None:  # a product would keep the NaN of a skipped step
-                total, count = torch.where(taken, total, 0.0), count * taken
+            if taken is not True:  # a product would keep the NaN of a skipped step
+                total, count = total.where(torch.as_tensor(taken, device=total.device), 0.0), count * taken
             self.sums[name] = self.sums.get(name, 0) + total
             self.counts[name] = self.counts.get(name, 0) + count
 

@@ -16,7 +16,7 @@ from vaefast.training.early_stop import EarlyStop
 from vaefast.training.ema import EMA
 from vaefast.training.graph import CapturedStep
 from vaefast.training.means import Means, Parts
-from vaefast.training.update import Update
+from vaefast.training.update import Flag, Update
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -198,21 +198,25 @@ class Trainer:
         self.model.train()
         batches = self._remaining(train)
         while group := list(itertools.islice(batches, self.accumulate)):
-            for name, annealer in self.annealers.items():
-                self._annealed[name].fill_(annealer.step())
-            self._count(*self._step([batch.to(self.device, non_blocking=True) for batch in group]))
-            if self.ema is not None:
-                self.ema.update()
-            if self.schedule is not None:
-                self._step_schedule()
-            self._position += len(group)
-            self._epoch_steps += 1
-            self.steps += 1
-            self.samples += sum(map(len, group))
+            self.step(group)
             on_step()
             if distributed.any_rank(self._stopping, self.device):
                 return False
         return True
+
+    def step(self, batches: list[torch.Tensor]) -> None:
+        """One step, of the mean loss over these batches' samples: what `fit` does with each `accumulate` of them."""
+        for name, annealer in self.annealers.items():
+            self._annealed[name].fill_(annealer.step())
+        self._count(*self._step([batch.to(self.device, non_blocking=True) for batch in batches]))
+        if self.ema is not None:
+            self.ema.update()
+        if self.schedule is not None:
+            self._step_schedule()
+        self._position += len(batches)
+        self._epoch_steps += 1
+        self.steps += 1
+        self.samples += sum(map(len, batches))
 
     def _step_schedule(self) -> None:
         if self.steps > 0:
@@ -245,14 +249,18 @@ class Trainer:
         torch.set_rng_state(now)
         return batches
 
-    def _eager_step(self, batches: list[torch.Tensor]) -> tuple[list[tuple[dict, torch.Tensor]], torch.Tensor]:
-        """The model's step, then the critic's: their parts, and whether these count; [1 if unsound, its loss]."""
+    def _eager_step(self, batches: list[torch.Tensor]) -> tuple[list[tuple[dict, Flag]], torch.Tensor | None]:
+        """The model's step, then the critic's: their parts, and whether these count; [1 if unsound, its loss], None
+        where it is known to be sound."""
         parts, taken, counted, sound = self._minimise(self._update, self._loss, batches)
         done = [(p, counted) for p in parts]
         if self._critic_update is not None:
             critic = self._minimise(self._critic_update, self._critic_loss, batches)
             done += [({_critic_name(n): v for n, v in p.items()}, critic[2]) for p in critic[0]]
             taken, sound = taken & critic[1], sound & critic[3]
+        if taken is True and sound is True:
+            return done, None
+        taken, sound = (torch.as_tensor(flag, device=self.device) for flag in (taken, sound))
         loss = sum(p["loss"].detach().sum(dtype=torch.float64) for p in parts)
         unsound = torch.stack([(~sound).to(torch.float64), torch.where(sound, 0.0, loss)])
         self._skipped += (~taken).to(torch.int64)
@@ -276,10 +284,11 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._amp, cache_enabled=not self._captured)
 
-    def _count(self, done: list[tuple[dict, torch.Tensor]], unsound: torch.Tensor) -> None:
+    def _count(self, done: list[tuple[dict, Flag]], unsound: torch.Tensor | None) -> None:
         for parts, taken in done:
             self._means.add(parts, taken)
-        self._unsound += unsound
+        if unsound is not None:
+            self._unsound += unsound
 
     def _finish_epoch(self) -> Parts:
         count, loss = self._unsound.clone(), self._unsound[1:].clone()
