@@ -477,7 +477,8 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=(), symmetric=False,
     (row_count, dims), col_count = points.shape, len(centres)
     padded = _padded(row_count), _padded(col_count)
     sizes = row_count, col_count, *padded, dims
-    stream, compute = STREAM[points.dtype], tl.float64 if points.dtype == torch.float64 else tl.float32
+    stream = STREAM[points.dtype] // (1 if kernel is None else 2)  # a kernel's value and slope take registers too
+    compute = tl.float64 if points.dtype == torch.float64 else tl.float32
     numbers = as_bits((torch.finfo(points.dtype).max, every, own, next_, *scales))
     special = own != 0 or next_ != 0
     rows = points.new_empty(((3 if dimensions else 1) * dims + 2 if backward else dims) * padded[0])
