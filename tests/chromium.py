@@ -25,8 +25,8 @@ class Page:
 
     def __enter__(self) -> Page:
         (commands, self._to), (self._from, answers) = os.pipe(), os.pipe()
-        # Chromium reads descriptor 3 and writes 4; copied high first, lest one of the two lies in the other's place
-        shuffle = f'exec 18<&{commands} 19>&{answers}; exec 3<&18 4>&19 18<&- 19>&-; exec "$@"'
+        # Chromium reads descriptor 3 and writes 4; copied to free places first, lest one of the two lies in the other's
+        shuffle = f'exec {{a}}<&{commands} {{b}}>&{answers}; exec 3<&$a 4>&$b {{a}}<&- {{b}}>&-; exec "$@"'
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
         self._process = subprocess.Popen(
             ["bash", "-c", shuffle, "bash", PATH, *flags, f"--user-data-dir={self.profile}", "about:blank"],

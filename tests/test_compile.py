@@ -17,7 +17,7 @@ def _around(row):
 
     def function(*tensors, seed=None):
         outputs = row.call(*(torch.tanh(t) for t in tensors), seed=seed)
-        return tuple(torch.sin(o) for o in outputs)
+        return tuple(torch.nn.functional.silu(o) for o in outputs)  # of sums of hundreds no error grows in it
 
     return function
 

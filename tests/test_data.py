@@ -133,7 +133,7 @@ def test_held_out_samples_are_never_trained_on(tmp_path):
     ("spec", "options", "message"),
     [
         ("nowhere/at/all", {}, "there is no data 'nowhere/at/all': no such file or folder, and not digits"),
-        ("digits", {"size": 3}, "digits takes no options, got 'size'"),
+        ("digits", {"size": 3}, "digits takes every, got 'size'"),
         ("digits", {"limit": 0}, "limit must be at least 1, got 0"),
         ("{npy}", {"held_out": 0.0}, "held_out must leave samples on both sides, got 0.0 of 5 samples"),
         ("{npy}", {"held_out": 1.0}, "held_out must leave samples on both sides"),
