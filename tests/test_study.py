@@ -15,6 +15,7 @@ WORSE = {"sharpness_ratio": 0.3, "recall": 0.5, "coverage": 0.5, "frechet_distan
 
 def _measures(values, seed):
     found = {name: {"value": value * (1 + 0.01 * seed)} for name, value in values.items()}
+    found["duplicate_rate"] = {"value": 0.05, "training_images": 0.05}
     return found | {"active_units": {"value": 16.0}, "nll": {"value": -300.0}}
 
 
@@ -26,10 +27,10 @@ def _results():
         values = BETTER if name.startswith("residual") else WORSE
         for seed in range(3):
             samplers = {
-                sampler: {"fit_seconds": 1.0, "measures": _measures(of, seed), "images": images}
+                sampler: {"measures": _measures(of, seed), "images": images}
                 for sampler, of in [("normal", values), *[(s, BETTER) for s in variant.samplers]]
             }
-            run = {"variant": name, "seed": seed, "parameters": 1, "train_seconds": 1.0, "samplers": samplers}
+            run = {"variant": name, "seed": seed, "parameters": 1, "train_cpu_seconds": 1.0, "samplers": samplers}
             runs.append(run | {"settings": {}})
     about = {"machine": {"cpu": "a CPU", "cores": 2}, "versions": {"torch": "2"}, "commit": "0" * 40, "date": "today"}
     sizes = {"train_images": 1, "test_images": 1, "samples": 1, "steps": 1, "batch_size": 1, "latent": 1}
