@@ -9,6 +9,7 @@ import torch
 
 from vaefast.distributions import DiagonalGaussian
 from vaefast.models import VAE, VAEOutput
+from vaefast.nn import Likelihood
 from vaefast.ops import kl_by_dimension
 
 Parts = dict[str, torch.Tensor]
@@ -79,8 +80,9 @@ class ELBO:
 def evaluated(model: VAE, x: torch.Tensor) -> tuple[VAEOutput, torch.Tensor]:
     """(the model's output, -log p(x | z) [B])."""
     output = model(x)
-    # what a mean over the batch will bring: the likelihood writes its gradient in the forward pass where it can
-    return output, model.likelihood(output.decoded, x, expected_grad=1.0 / max(len(x), 1))
+    # what a mean over the batch will bring: ours write their gradient in the forward pass where they can
+    hint = {"expected_grad": 1.0 / max(len(x), 1)} if isinstance(model.likelihood, Likelihood) else {}
+    return output, model.likelihood(output.decoded, x, **hint)
 
 
 def gaussian_posterior(output: VAEOutput, who: str) -> DiagonalGaussian:
