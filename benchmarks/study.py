@@ -5,8 +5,7 @@ python -m benchmarks.study [--seeds 3] [--workers 2] [--epochs 25] [--only NAME]
 One factor at a time from one base (convolutions, optimal sigma, z = 16), equal steps, architectures of equal
 parameters. Each (variant, seed) is a run of `vaefast.training` in --runs and a JSON of its measures beside it; what is
 there already is not done again, and a run that was cut short goes on. The page, its pictures and all numbers go to
-benchmarks/results/study.md, study-*.png and study.json; --report makes page and pictures again from
-study.json alone.
+benchmarks/results/study/; --report makes page and pictures again from study.json alone.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from benchmarks import facts, pages
 from benchmarks.study_page import SHOWN, page, pictures
 from vaefast.training import checkpoint
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results/study"
 SAMPLES = 1000
 BASE = {
     "data": "digits",
