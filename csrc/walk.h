@@ -72,8 +72,10 @@ struct Pairs {
   int64_t col_parts() const { return cols < rows ? 1 : parts(cols); }
   int64_t packed_size() const { return padded() * (3 * dims + 1); }
   int64_t sums_size() const { return padded() * (3 * dims + 1); }
+  // A part's gradients of the points; where no logarithm is taken, which is of points alone, their values too.
+  int64_t points_size() const { return rows * (dims + (logvar == nullptr)); }
   int64_t scratch_size() const {
-    return packed_size() + (backward ? row_parts() * sums_size() + col_parts() * rows * (dims + 1) : 0);
+    return packed_size() + (backward ? row_parts() * sums_size() + col_parts() * points_size() : 0);
   }
 };
 

@@ -112,7 +112,7 @@ class PairsRunner {
         C* of_cols = sums + r * p_.sums_size();
         backward_part(bound(rows_, r, row_parts, kRows), bound(rows_, r + 1, row_parts, kRows),
                       bound(padded_, c, col_parts, Pairs::kAlign), bound(padded_, c + 1, col_parts, Pairs::kAlign),
-                      Packed(of_cols, padded_, dims_), points + c * rows_ * (dims_ + 1), room.get());
+                      Packed(of_cols, padded_, dims_), points + c * p_.points_size(), room.get());
       }
     }
     if (p_.grad_centres || p_.symmetric) finish_cols(sums, row_parts);
@@ -307,8 +307,9 @@ class PairsRunner {
       int64_t from = first_col(row) > col ? first_col(row) : col;
       for (int64_t c = from; c < col_end; c += kLanes) backward_tile(row, rows, c, sums, room);
       add_up(room, count * dims_, points + row * dims_);
-      for (int64_t r = 0; r < count; ++r)
-        points[rows_ * dims_ + row + r] = add_lanes<C, kBytes>(room[kRows * dims_ + r]);
+      if constexpr (!D::logarithm)
+        for (int64_t r = 0; r < count; ++r)
+          points[rows_ * dims_ + row + r] = add_lanes<C, kBytes>(room[kRows * dims_ + r]);
     }
   }
 
@@ -416,7 +417,7 @@ class PairsRunner {
   // A part's sums: the gradients of the points, then the values.
   void finish_points(const C* points, int64_t parts) const {
     auto grad = static_cast<C*>(p_.grad_points);
-    for (int64_t part = 0, size = rows_ * dims_; part < parts; ++part, points += size + rows_)
+    for (int64_t part = 0, size = rows_ * dims_; part < parts; ++part, points += p_.points_size())
       if (part == 0 && !p_.symmetric)  // else there is what finish_cols left
         for (int64_t i = 0; i < size; ++i) grad[i] = 2 * points[i];
       else
@@ -427,7 +428,7 @@ class PairsRunner {
     auto value = static_cast<C*>(p_.value);
     for (int64_t i = 0; i < rows_; ++i) {
       value[i] = 0;
-      for (int64_t part = 0; part < parts; ++part) value[i] += values[part * rows_ * (dims_ + 1) + i];
+      for (int64_t part = 0; part < parts; ++part) value[i] += values[part * p_.points_size() + i];
     }
   }
 
