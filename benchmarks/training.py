@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -75,11 +75,21 @@ class PlainVAE(nn.Module):
         return (reconstruction + kl) / len(x)
 
 
+def _as_plain(named: Iterable[tuple[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """vaefast's parameters, or their gradients, in the order of the plain VAE's, whose two heads are apart."""
+    found = list(named)
+    heads = {name: value.chunk(2) for name, value in found if ".heads." in name}
+    weight, bias = heads["encoder.heads.weight"], heads["encoder.heads.bias"]
+    split = [part for pair in zip(weight, bias, strict=True) for part in pair]
+    at = [name for name, _ in found].index("encoder.heads.weight")
+    values = [value for name, value in found if name not in heads]
+    return [*values[:at], *split, *values[at:]]
+
+
 def _plain(workload: str, pixels: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
-    """The plain VAE with vaefast's first weights, whose parameters come in the same order, and the data."""
+    """The plain VAE with vaefast's first weights, and the data."""
     model = PlainVAE(workload, pixels)
-    state = _model(workload, pixels).state_dict().values()
-    model.load_state_dict(dict(zip(model.state_dict(), state, strict=True)))
+    model.load_state_dict(dict(zip(model.state_dict(), _as_plain(_model(workload, pixels).named_parameters()), strict=True)))
     return model.to(dtype), _bytes(workload, pixels).to(dtype) / 255
 
 
@@ -142,7 +152,7 @@ def fused(workload: str, pixels: int) -> Callable:
         if seed is None:
             return ()
         loss = torch.tensor(trainer.means.result()["loss"], dtype=torch.float32)
-        return loss, *[p.grad for p in trainer.model.parameters()]
+        return loss, *_as_plain((name, p.grad) for name, p in trainer.model.named_parameters())
 
     return call
 

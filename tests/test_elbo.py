@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vaefast
 from vaefast import nn
+from vaefast.ops import _likelihood
 from vaefast.ops._define import TABLE
 
 B, EVENT = 6, (3, 2, 2)
@@ -204,6 +205,11 @@ def _bernoulli(shape=(5, 70), dtype=torch.float32):
     return logits, torch.rand(shape, generator=generator).to(dtype)
 
 
+@pytest.fixture(autouse=True)
+def small_tensors_too(monkeypatch):
+    monkeypatch.setattr(_likelihood, "_WORTH", 0)
+
+
 @pytest.fixture
 def backward_calls(monkeypatch) -> list:
     """One entry for each time that Bernoulli's gradient is computed in a backward pass."""
@@ -227,6 +233,13 @@ def test_expected_gradient_is_the_same_bits(dtype, weighted, data_too, backward_
         nll = vaefast.bernoulli_nll(logits, x, weight=weight, expected_grad=hint)
         runs.append((nll, *torch.autograd.grad(nll.mean(), wanted)))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert len(backward_calls) == 1
+
+
+def test_small_tensors_are_read_twice(monkeypatch, backward_calls):
+    monkeypatch.setattr(_likelihood, "_WORTH", 5 * 70 + 1)
+    logits, x = _bernoulli()
+    vaefast.bernoulli_nll(logits, x, expected_grad=0.2).mean().backward()
     assert len(backward_calls) == 1
 
 

@@ -20,20 +20,18 @@ def _hidden(sizes: Sequence[int], activation: str) -> list[nn.Module]:
 
 class DenseEncoder(nn.Module):
     """x [B, *data_shape] -> moments [B, 2 * latent]: hidden layers, then one head for the mean and one for the
-    log-variance."""
+    log-variance. Each head has weights of its own, rows of one matrix: two small products are one."""
 
     def __init__(
         self, data_shape: Sequence[int], latent: int, hidden: Sequence[int] = (128, 64, 32), activation: str = "relu"
     ):
         super().__init__()
         sizes = [math.prod(data_shape), *hidden]
-        self.hidden = nn.Sequential(nn.Flatten(), *_hidden(sizes, activation))
-        self.mean = glorot(nn.Linear(sizes[-1], latent))
-        self.logvar = glorot(nn.Linear(sizes[-1], latent))
+        self.hidden = nn.Sequential(*parts.flatten(data_shape), *_hidden(sizes, activation))
+        self.heads = glorot(nn.Linear(sizes[-1], 2 * latent), heads=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.hidden(x)
-        return torch.cat([self.mean(h), self.logvar(h)], 1)
+        return self.heads(self.hidden(x))
 
 
 class DenseDecoder(nn.Sequential):
@@ -48,7 +46,7 @@ class DenseDecoder(nn.Sequential):
     ):
         sizes = [latent, *hidden]
         last = glorot(nn.Linear(sizes[-1], math.prod(data_shape)))
-        super().__init__(*_hidden(sizes, activation), last, nn.Unflatten(1, tuple(data_shape)))
+        super().__init__(*_hidden(sizes, activation), last, *parts.unflatten(data_shape))
 
 
 def dense_vae(

@@ -54,11 +54,23 @@ def he(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def glorot(layer: nn.Module) -> nn.Module:
-    """Weights of a last layer (Glorot and Bengio 2010), bias 0."""
-    nn.init.xavier_uniform_(layer.weight)
+def glorot(layer: nn.Module, heads: int = 1) -> nn.Module:
+    """Weights of a last layer (Glorot and Bengio 2010), bias 0; of a linear layer's `heads`, parts of its outputs, each
+    as if it were alone."""
+    for weight in layer.weight.detach().chunk(heads):
+        nn.init.xavier_uniform_(weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def flatten(data_shape: Sequence[int]) -> list[nn.Module]:
+    """[B, *data_shape] -> [B, N]; no layer where that is the shape."""
+    return [] if len(data_shape) == 1 else [nn.Flatten()]
+
+
+def unflatten(data_shape: Sequence[int]) -> list[nn.Module]:
+    """[B, N] -> [B, *data_shape]; no layer where that is the shape."""
+    return [] if len(data_shape) == 1 else [nn.Unflatten(1, tuple(data_shape))]
 
 
 class Head(nn.Module):

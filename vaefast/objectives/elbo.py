@@ -11,6 +11,7 @@ from vaefast.distributions import DiagonalGaussian
 from vaefast.models import VAE, VAEOutput
 from vaefast.nn import Likelihood
 from vaefast.ops import kl_by_dimension
+from vaefast.ops.elbo import plus
 
 Parts = dict[str, torch.Tensor]
 
@@ -59,7 +60,7 @@ class ELBO:
         output, reconstruction = evaluated(model, x)
         parts = {"reconstruction": reconstruction, "kl": output.kl}
         if self.free_bits is None and self.capacity is None:
-            return {"loss": reconstruction + self.beta * output.kl, **parts}
+            return {"loss": plus(reconstruction, self.beta, output.kl), **parts}
         regulariser = output.kl.mean()
         if self.free_bits is not None:
             if getattr(model, "prior", None) is not None:

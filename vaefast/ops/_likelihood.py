@@ -10,8 +10,11 @@ import torch
 
 from vaefast import _backends
 from vaefast.ops import _checks
-from vaefast.ops._define import define, empty_like, empty_rows, transformed, unobserved
+from vaefast.ops._define import define, empty_rows, function, transformed, tuple_of, unobserved
 from vaefast.reference.gaussian import compute_dtype
+
+
+_WORTH = 32768  # elements below which a second pass costs less than what it takes to write a gradient in the first
 
 
 def unit_scale(x: object) -> float:
@@ -64,8 +67,9 @@ class Likelihood:
         planes: str = "",
     ):
         self.name, self.names, self.terms, self.support = name, tensors.split(), terms, support
-        self.count = len(self.names)
+        self.count, self.params = len(self.names), params
         self.is_data = [n in data.split() for n in self.names]
+        self._several = self.is_data.count(False) > 1  # parameters, whose types may differ
         self.has_planes = [n in planes.split() for n in self.names]
         self.planes = any(self.has_planes)
         self.in_density = [data_gradient or not is_data for is_data in self.is_data]
@@ -74,13 +78,13 @@ class Likelihood:
         self.forward = define(
             f"{name}_forward({arguments}, Tensor? weight, int batch_ndim{constants}) -> Tensor",
             reference=self._reference_forward,
-            fused=self._fused_forward,
+            fused=self._fused("forward"),
         )
         self.backward = define(
             f"{name}_backward(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants}, bool[] wanted)"
             f" -> ({', '.join(['Tensor'] * self.count)})",  # where not wanted, a tensor of no elements
             reference=self._reference_backward,
-            fused=self._fused_backward,
+            fused=self._fused("backward"),
         )
         self.with_gradient = None
         if with_gradient:
@@ -88,7 +92,7 @@ class Likelihood:
                 f"{name}_with_gradient(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants},"
                 f" bool[] wanted) -> ({', '.join(['Tensor'] * (self.count + 1))})",
                 reference=self._reference_with_gradient,
-                fused=self._fused_with_gradient,
+                fused=self._fused("with_gradient"),
             )
         self.function = self._function()
 
@@ -122,38 +126,42 @@ class Likelihood:
     def _reference_with_gradient(self, grad_nll, *args):
         return self._reference_forward(*args[:-1]), *self._reference_backward(grad_nll, *args)
 
-    def _for_walk(self, tensors, batch_ndim: int) -> tuple:
-        if not self.planes:
-            return tensors
-        return tuple(
-            [(t, batch_ndim) if p and t is not None else t for t, p in zip(tensors, self.has_planes, strict=True)]
+    def _fused(self, density: str) -> Callable:
+        """The fused body of the op, from its text; of "forward", or one of those that are told the gradient per sample
+        and which gradients are wanted."""
+        planes = [f"({n}, batch_ndim)" if has else n for n, has in zip(self.names, self.has_planes, strict=True)]
+        arguments = [*self.names, "weight", "batch_ndim", *self.params]
+        inputs, params, nll = tuple_of(planes), tuple_of(self.params), f"nll = empty_rows({self.names[0]}, batch_ndim)"
+        head = f"walk('{self.name}_{density}', batch_ndim, {inputs}"
+        if density == "forward":
+            call = f"{head}, (), (), (nll,), None, {params}, weight)"
+            return function(f"fused(walk, {', '.join(arguments)})", nll, call, "return nll")
+        sums = ["nll"] if density == "with_gradient" else []
+        grads = [f"grad_{i}" for i in range(self.count)]
+        made = [f"{g} = empty_like({n}) if wanted[{i}] else None" for i, (g, n) in enumerate(zip(grads, self.names))]
+        outputs = [
+            f"{g} if {g} is None else ({g}, batch_ndim)" if has else g for g, has in zip(grads, self.has_planes, strict=True)
+        ]
+        written = tuple_of(itertools.compress(outputs, self.in_density))
+        return function(
+            f"fused(walk, grad_nll, {', '.join([*arguments, 'wanted'])})",
+            [nll] * len(sums),
+            made,
+            f"{head}, (grad_nll,), {written}, {tuple_of(sums)}, None, {params}, weight)",
+            [f"if {g} is None: {g} = {n}.new_empty(0)" for g, n in zip(grads, self.names)],
+            [] if all(self.in_density) else f"rest(grad_nll, {tuple_of(arguments)}, wanted, {tuple_of(grads)})",
+            f"return {', '.join([*sums, *grads])}",
+            rest=self._fill_rest,
         )
 
-    def _fused_forward(self, walk, *args):
-        tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
-        nll = empty_rows(tensors[0], batch_ndim)
-        inputs = self._for_walk(tensors, batch_ndim)
-        walk(f"{self.name}_forward", batch_ndim, inputs, (), (), (nll,), None, tuple(params), weight)
-        return nll
-
-    def _fused_backward(self, walk, grad_nll, *args, density="backward", sums=()):
-        tensors, (weight, batch_ndim, *params, wanted) = args[: self.count], args[self.count :]
-        grads = tuple([empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)])
-        inputs = self._for_walk(tensors, batch_ndim)
-        outputs = tuple(itertools.compress(self._for_walk(grads, batch_ndim), self.in_density))
-        walk(f"{self.name}_{density}", batch_ndim, inputs, (grad_nll,), outputs, sums, None, tuple(params), weight)
-        grads = tuple([t.new_empty(0) if g is None else g for t, g in zip(tensors, grads, strict=True)])
+    def _fill_rest(self, grad_nll, args, wanted, grads) -> None:
+        """The gradients that are wanted and that the density does not write, from the reference."""
         rest = [want and not written for want, written in zip(wanted, self.in_density, strict=True)]
         if any(rest):
             with torch.no_grad():
-                exact = self._reference_backward(grad_nll, *args[:-1], rest)
+                exact = self._reference_backward(grad_nll, *args, rest)
             for i in itertools.compress(range(self.count), rest):
                 grads[i].copy_(exact[i])
-        return (*sums, *grads)
-
-    def _fused_with_gradient(self, walk, grad_nll, *args):
-        nll = empty_rows(args[0], args[self.count + 1])
-        return self._fused_backward(walk, grad_nll, *args, density="with_gradient", sums=(nll,))
 
     def _function(self) -> type[torch.autograd.Function]:
         likelihood = self
@@ -205,21 +213,22 @@ class Likelihood:
         """
         for name, tensor, is_data in zip(self.names, tensors, self.is_data, strict=True):
             (_checks.data if is_data else _checks.floating)(name, tensor)
-        named = list(zip(self.names, tensors, strict=True))
         if weight is not None:
             _checks.data("weight", weight)
-            named.append(("weight", weight))
+        named = [*zip(self.names, tensors, strict=True), *([] if weight is None else [("weight", weight)])]
         first = tensors[0]
+        shape, device = first.shape, first.device
         for name, tensor in named:
-            if tensor.device != first.device:
-                raise ValueError(f"{name} must be on {self.names[0]}'s device {first.device}, got {tensor.device}")
+            if tensor.device != device:
+                raise ValueError(f"{name} must be on {self.names[0]}'s device {device}, got {tensor.device}")
         if self.planes:
             tensors, weight = self._broadcast_planes(named, weight, batch_ndim)
-        elif any(tensor.shape != first.shape for _, tensor in named):
+        elif any([tensor.shape != shape for _, tensor in named]):
             tensors, weight = self._broadcast(named, weight)
-        parameters = itertools.compress(tensors, map(operator.not_, self.is_data))
-        if len({compute_dtype(p.dtype) for p in parameters}) > 1:  # half types and float32 are read side by side
-            tensors = [t if data else t.double() for t, data in zip(tensors, self.is_data, strict=True)]
+        if self._several:  # half types and float32 are read side by side
+            parameters = itertools.compress(tensors, map(operator.not_, self.is_data))
+            if len({compute_dtype(p.dtype) for p in parameters}) > 1:
+                tensors = [t if data else t.double() for t, data in zip(tensors, self.is_data, strict=True)]
         _checks.batch_ndim(batch_ndim, tensors[0].ndim)
         if validate:
             words, holds = self.support
@@ -236,8 +245,8 @@ class Likelihood:
     def _writes_gradient(self, tensors) -> bool:
         eager_cpu = tensors[0].device.type == "cpu" and unobserved(tensors[0])
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        has_it = self.with_gradient is not None and _backends.asked() in (None, "cpu", "reference")
-        return has_it and eager_cpu and wanted
+        worth = self.with_gradient is not None and tensors[0].numel() >= _WORTH
+        return worth and eager_cpu and wanted and _backends.asked() in (None, "cpu", "reference")
 
     def _broadcast(self, named, weight):
         """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""

@@ -127,15 +127,20 @@ def elbo_loss(
     _per_sample("kl", kl)
     _checks.alike("nll", nll, "kl", kl)
     if reduction == "none":
-        return ELBO(nll + beta * kl, nll, kl, by_dimension, active)
+        return ELBO(plus(nll, beta, kl), nll, kl, by_dimension, active)
     if free_bits is None and capacity is None:
-        loss = torch.add(nll, kl, alpha=beta) if isinstance(beta, float) else nll + beta * kl
+        loss = plus(nll, beta, kl)
         return ELBO(loss.mean() if reduction == "mean" else loss.sum(), nll, kl, by_dimension, active)
     regulariser = kl.mean() if free_bits is None else by_dimension.clamp(min=free_bits).sum()
     if capacity is not None:
         regulariser = (regulariser - capacity).abs()
     loss = nll.mean() + (beta * regulariser).mean()  # a beta per sample counts with its mean
     return ELBO(loss if reduction == "mean" else loss * nll.numel(), nll, kl, by_dimension, active)
+
+
+def plus(a: torch.Tensor, beta, b: torch.Tensor) -> torch.Tensor:
+    """a + beta b; one op where beta is a number."""
+    return torch.add(a, b, alpha=beta) if isinstance(beta, (int, float)) else a + beta * b
 
 
 def _per_sample(name: str, tensor: object) -> None:

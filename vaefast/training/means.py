@@ -14,21 +14,22 @@ class Means:
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, torch.Tensor | int] = {}
 
     def add(self, parts: dict[str, torch.Tensor], taken: torch.Tensor | bool = True) -> None:
         """Count each part's values [B], unless `taken`, a bool or 0-d, is False."""
         for name, values in parts.items():
             total = values.detach().sum(dtype=torch.float64)
-            count = torch.full_like(total, len(values))
+            count = len(values)
             if taken is not True:  # a product would keep the NaN of a skipped step
-                total, count = total.where(torch.as_tensor(taken, device=total.device), 0.0), count * taken
+                taken = torch.as_tensor(taken, device=total.device)
+                total, count = total.where(taken, 0.0), taken * torch.full_like(total, count)
             self.sums[name] = self.sums.get(name, 0) + total
             self.counts[name] = self.counts.get(name, 0) + count
 
     def result(self) -> Parts:
         """{part: mean} over all ranks; NaN where nothing was counted."""
-        sums, counts = ({name: t.clone() for name, t in d.items()} for d in (self.sums, self.counts))
+        sums, counts = ({name: t.clone() for name, t in d.items()} for d in (self.sums, self._counts()))
         distributed.sum_all([*sums.values(), *counts.values()])
         return {name: (total / counts[name]).item() for name, total in sums.items()}
 
@@ -37,7 +38,10 @@ class Means:
         return {name: (total / self.counts[name]).item() for name, total in self.sums.items()}
 
     def state_dict(self) -> dict:
-        return {"sums": self.sums, "counts": self.counts}
+        return {"sums": self.sums, "counts": self._counts()}
+
+    def _counts(self) -> dict[str, torch.Tensor]:
+        return {name: torch.as_tensor(self.counts[name]).to(total) for name, total in self.sums.items()}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         self.sums = {name: tensor.to(device) for name, tensor in state["sums"].items()}

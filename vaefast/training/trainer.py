@@ -267,7 +267,7 @@ class Trainer:
         return done, unsound
 
     def _minimise(self, update: Update, loss_of: Callable, batches: list[torch.Tensor]):
-        update.optimizer.zero_grad()
+        update.zero_grad()
         total = sum(map(len, batches))
         whole = len(batches) == 1 and distributed.world() == 1
         losses, every = [], []

@@ -55,6 +55,10 @@ class Update:
             # a number would be frozen in the graph; schedules fill a tensor in place
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(self._parameters[0].device)
 
+    def zero_grad(self) -> None:
+        for parameter in self._parameters:  # the optimizer's own takes ten times as long
+            parameter.grad = None
+
     def backward(self, loss: torch.Tensor) -> None:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
@@ -95,11 +99,16 @@ class Update:
 
     def _plain_step(self, losses: Sequence[torch.Tensor], gradients: list[torch.Tensor]) -> tuple[bool, bool, bool]:
         """`step` of the everyday case, decided in Python: on a CPU a number costs less than an op on it."""
-        finite = all(math.isfinite(loss.item()) for loss in losses)
-        taken = finite and math.isfinite(torch.nn.utils.get_total_norm(gradients).item())
+        taken = all(math.isfinite(loss.item()) for loss in losses) and self._all_finite(gradients)
         if taken:
             self.optimizer.step()
         return taken, taken, taken
+
+    def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
+        """In one op for all of them, GradScaler's own: a third of the time of a norm."""
+        found, one = torch.zeros(()), torch.ones(())
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
+        return found.item() == 0
 
     def state_dict(self) -> dict:
         scaler = None if self.scaler is None else self.scaler.state_dict()
