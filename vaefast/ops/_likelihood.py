@@ -13,7 +13,6 @@ from vaefast.ops import _checks
 from vaefast.ops._define import define, empty_rows, function, transformed, tuple_of, unobserved
 from vaefast.reference.gaussian import compute_dtype
 
-
 _WORTH = 32768  # elements below which a second pass costs less than what it takes to write a gradient in the first
 
 
@@ -136,21 +135,22 @@ class Likelihood:
         if density == "forward":
             call = f"{head}, (), (), (nll,), None, {params}, weight)"
             return function(f"fused(walk, {', '.join(arguments)})", nll, call, "return nll")
-        sums = ["nll"] if density == "with_gradient" else []
-        grads = [f"grad_{i}" for i in range(self.count)]
-        made = [f"{g} = empty_like({n}) if wanted[{i}] else None" for i, (g, n) in enumerate(zip(grads, self.names))]
-        outputs = [
-            f"{g} if {g} is None else ({g}, batch_ndim)" if has else g for g, has in zip(grads, self.has_planes, strict=True)
+        grads = {n: f"grad_{n}" for n in self.names}
+        written = [
+            f"None if {g} is None else ({g}, batch_ndim)" if has else g
+            for g, has in zip(grads.values(), self.has_planes, strict=True)
         ]
-        written = tuple_of(itertools.compress(outputs, self.in_density))
+        outputs = tuple_of(itertools.compress(written, self.in_density))
+        sums = ["nll"] if density == "with_gradient" else []
+        unwritten = f"rest(grad_nll, {tuple_of(arguments)}, wanted, {tuple_of(grads.values())})"
         return function(
-            f"fused(walk, grad_nll, {', '.join([*arguments, 'wanted'])})",
+            f"fused(walk, grad_nll, {', '.join(arguments)}, wanted)",
             [nll] * len(sums),
-            made,
-            f"{head}, (grad_nll,), {written}, {tuple_of(sums)}, None, {params}, weight)",
-            [f"if {g} is None: {g} = {n}.new_empty(0)" for g, n in zip(grads, self.names)],
-            [] if all(self.in_density) else f"rest(grad_nll, {tuple_of(arguments)}, wanted, {tuple_of(grads)})",
-            f"return {', '.join([*sums, *grads])}",
+            [f"{g} = empty_like({n}) if wanted[{i}] else None" for i, (n, g) in enumerate(grads.items())],
+            f"{head}, (grad_nll,), {outputs}, {tuple_of(sums)}, None, {params}, weight)",
+            [f"{g} = {n}.new_empty(0) if {g} is None else {g}" for n, g in grads.items()],
+            [] if all(self.in_density) else unwritten,
+            f"return {', '.join([*sums, *grads.values()])}",
             rest=self._fill_rest,
         )
 
