@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import need
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import allocations, peak
@@ -184,6 +185,29 @@ def test_blocks_and_parts(dtype, sizes):
     with vaefast.use_backend("cpu"):
         for case in CASES[:3]:
             check(case, inputs(case, sizes, dtype), 1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(7, 13, 4), (129, 257, 10), (1100, 2048, 32)])
+def test_on_the_gpu(case, name, dtype, sizes):
+    need(name, None if torch.cuda.is_available() else "no CUDA device")
+    for op in case.ops:
+        need(name, _backends.why_not(name, TABLE[op].density, "cuda"))
+    tensors = inputs(case, sizes, dtype)
+    with vaefast.use_backend("cpu"):
+        grads = cotangents(tuple_of(case.call(*tensors)))
+        expected = run(case.call, tensors, grads)
+    with vaefast.use_backend(name):
+        on_gpu = [t.detach().cuda().requires_grad_() for t in tensors]
+        actual = run(case.call, on_gpu, [g.cuda() for g in grads])
+        again = run(case.call, on_gpu, [g.cuda() for g in grads])
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+    for a, e in zip(actual, expected, strict=True):
+        bound = tolerance + (torch.finfo(e.dtype).eps if e.dtype in HALF else 0)
+        assert (a.cpu().double() - e.double()).abs().max() <= bound * e.double().abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
