@@ -1,7 +1,8 @@
 """What is minimised. An objective is called with (model, batch) and returns its parts, each [B], "loss" included.
 
 One that has a rival to train (a discriminator) has `critic`, a module, and `critic_loss(model, batch)`, the critic's
-parts, called in the same step after the objective itself.
+parts, called in the same step after the objective itself. One with a term over the batch takes `group`, the process
+group whose ranks hold the batch together.
 """
 
 from __future__ import annotations

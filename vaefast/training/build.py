@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from vaefast import data, models, nn, objectives
+from vaefast.training import distributed
 from vaefast.training.settings import Settings, SettingsError, options
 from vaefast.training.trainer import Trainer
 
@@ -39,6 +40,8 @@ def objective(settings: Settings, split: data.Split, model: torch.nn.Module) -> 
     offered = {"data_shape": list(split.train.shape[1:]), "dataset_size": len(split.train)}
     if hasattr(model, "latent_shape"):
         offered["latent"] = math.prod(model.latent_shape)
+    if distributed.world() > 1:
+        offered["group"] = torch.distributed.group.WORLD
     given = _offer(objectives.NAMES.get(settings.objective), offered) | options(settings, "objective_options")
     return _create("objective", objectives.create, settings.objective, given)
 
