@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import distributions
 
-from vaefast import ops
+from vaefast import _options, ops
 from vaefast.ops import _checks
 from vaefast.ops.gaussian import half_squared_error
 from vaefast.reference import gaussian, logistic_mixture
@@ -107,9 +107,7 @@ class Likelihood(torch.nn.Module):
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
         taken = inspect.signature(self.function).parameters
-        for name in options:
-            if name not in taken:
-                raise TypeError(f"{type(self).__name__} takes no {name}; it may have {', '.join([*taken][2:])}")
+        _options.check(type(self).__name__, options, dict.fromkeys([*taken][2:]))
         self.reduction, self.batch_ndim, self.validate = reduction, batch_ndim, validate
         self.fixed = {name: value for name, value in options.items() if name in self.row.parameters.split()}
         self.options = {name: value for name, value in options.items() if name not in self.fixed}

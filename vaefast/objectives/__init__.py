@@ -7,6 +7,7 @@ group whose ranks hold the batch together.
 
 from __future__ import annotations
 
+from vaefast import _options
 from vaefast.objectives.elbo import ELBO, elbo
 from vaefast.objectives.iwae import CIWAE, IWAE, MIWAE, PIWAE
 from vaefast.objectives.moments import DIPVAE, WAEMMD, InfoVAE
@@ -35,9 +36,7 @@ def create(name: str, **options):
     Raises:
         ValueError: for an unknown name. TypeError: for an option that it does not take.
     """
-    if name not in NAMES:
-        raise ValueError(f"objective must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    return NAMES[name](**options)
+    return _options.create("objective", NAMES, name, options)
 
 
 __all__ = [

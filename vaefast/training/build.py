@@ -56,7 +56,8 @@ def _create(what: str, create: Callable, name: str, given: dict):
     try:
         return create(name, **given)
     except (TypeError, ValueError) as error:
-        raise SettingsError(f"{what} {name!r}: {error}") from None
+        who = f"{what} {name!r}: "
+        raise SettingsError(who + str(error).removeprefix(who)) from None
 
 
 def trainer(settings: Settings, model: torch.nn.Module, objective: Callable, steps_per_epoch: int) -> Trainer:
