@@ -22,7 +22,8 @@ class Row(NamedTuple):
     """name: of the class; function: of vaefast, called with (first parameter, x, other parameters); parameters: what
     the decoder gives; mean: E[x | parameters]; base: torch's own distribution of one element, where there is one;
     planes: the parameters have several numbers per element, in the first dimension after the batch, and mean takes
-    batch_ndim and the module's options beside them; signed: floating x lies in -1…1, and so does the mean."""
+    batch_ndim and the module's options beside them; signed: floating x lies in -1…1, and so does the mean; counts: x
+    is a count without an upper end."""
 
     name: str
     function: str
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     base: Callable | None = None
     planes: bool = False
     signed: bool = False
+    counts: bool = False
 
 
 def _first(parameter, *others):
@@ -74,13 +76,21 @@ TABLE = (
         planes=True,
         signed=True,
     ),
-    Row("Poisson", "poisson_nll", "log_rate", torch.exp, lambda r: distributions.Poisson(r.exp(), validate_args=False)),
-    Row("NegativeBinomial", "negative_binomial_nll", "mu log_theta", _first, _negative_binomial),
+    Row(
+        "Poisson",
+        "poisson_nll",
+        "log_rate",
+        torch.exp,
+        lambda r: distributions.Poisson(r.exp(), validate_args=False),
+        counts=True,
+    ),
+    Row("NegativeBinomial", "negative_binomial_nll", "mu log_theta", _first, _negative_binomial, counts=True),
     Row(
         "ZeroInflatedNegativeBinomial",
         "zero_inflated_negative_binomial_nll",
         "mu log_theta gate_logits",
         lambda mu, log_theta, gate_logits: mu * torch.sigmoid(-gate_logits),
+        counts=True,
     ),
     Row("Binomial", "binomial_nll", "logits total", _successes, lambda p, n: distributions.Binomial(n, logits=p)),
     Row("BetaBinomial", "beta_binomial_nll", "logits total log_concentration", _successes),
