@@ -24,7 +24,7 @@ class SoftIntroVAE:
     Args:
         model: whose encoder is the critic, with a Gaussian q(z | x) that depends on that module alone.
         beta_rec, beta_kl, beta_neg: numbers; the learning rate that goes with these is 2e-4. Where the squared error is
-            small beside K, as of digits, copies need a larger beta_rec, such as 10.
+            small beside K, as of digits, copies come sooner with a larger beta_rec, such as 10.
 
     The model's optimizer must have its parameters without the encoder's, which are the critic's. Called with (model,
     x), x [B, *data_shape] in 0…1 or uint8, it gives {"loss", "reconstruction", "kl", "kl_fake"}, each [B]; the last is
