@@ -133,11 +133,11 @@ def test_held_out_samples_are_never_trained_on(tmp_path):
     ("spec", "options", "message"),
     [
         ("nowhere/at/all", {}, "there is no data 'nowhere/at/all': no such file or folder, and not digits"),
-        ("digits", {"size": 3}, "digits takes every, got 'size'"),
+        ("digits", {"size": 3}, "data 'digits': unknown option size; there are every, held_out, limit"),
         ("digits", {"limit": 0}, "limit must be at least 1, got 0"),
         ("{npy}", {"held_out": 0.0}, "held_out must leave samples on both sides, got 0.0 of 5 samples"),
         ("{npy}", {"held_out": 1.0}, "held_out must leave samples on both sides"),
-        ("{npz}", {"colour": 1}, "takes key, got 'colour'"),
+        ("{npz}", {"colour": 1}, "unknown option colour; there are key, held_out, limit"),
         ("{npz}", {}, "holds a, b: say which with key"),
         ("{npz}", {"key": "c"}, "holds a, b: say which with key"),
         ("{text}", {}, "is not an idx file: it begins with 68 65 6c 6c"),
@@ -421,7 +421,7 @@ def test_torchvision_by_name(monkeypatch):
         data.load("torchvision:Pictures")
     with pytest.raises(DataError, match="torchvision has no data set 'Paintings'"):
         data.load("torchvision:Paintings")
-    with pytest.raises(DataError, match="takes root, download, size, crop, channels, got 'colour'"):
+    with pytest.raises(DataError, match="unknown option colour; there are root, download, size, crop, channels, held"):
         data.load("torchvision:Pictures", colour=1)
 
 

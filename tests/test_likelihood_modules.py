@@ -114,7 +114,7 @@ def test_distribution_of_one_element():
     ("call", "error", "message"),
     [
         (lambda: nn.Bernoulli(reduction="batchmean"), ValueError, "reduction must be one of 'none', 'mean', 'sum'"),
-        (lambda: nn.Bernoulli(sigma=1.0), TypeError, "Bernoulli takes no sigma; it may have weight, batch_ndim"),
+        (lambda: nn.Bernoulli(sigma=1.0), TypeError, "Bernoulli: unknown option sigma; there are weight, batch_ndim"),
         (lambda: nn.Bernoulli()((torch.zeros(1), torch.zeros(1)), torch.zeros(1)), ValueError, r"must be \(logits\)"),
         (lambda: nn.Bernoulli(validate=True)(torch.zeros(1, 2), torch.full((1, 2), 2.0)), ValueError, "x must be in"),
     ],

@@ -132,6 +132,44 @@ def test_any_likelihood(name, likelihood, options, channels):
         assert mean.max() <= 1
 
 
+COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+
+
+@pytest.mark.parametrize("likelihood", COUNTS)
+@pytest.mark.parametrize("name", ["dense", "conv", "ladder", "autoencoder_kl"])
+def test_the_encoder_sees_logarithms_of_counts(name, likelihood):
+    """Of floats and of bytes alike; with a likelihood of other data, the data as it is."""
+    counts, model = images(), small(name, likelihood=likelihood)
+    of_bytes, of_floats = (model.encode(x).mean for x in (counts, counts.float()))
+    assert torch.equal(of_bytes, of_floats)
+    model.likelihood = vnn.Bernoulli()
+    torch.testing.assert_close(model.encode(torch.log1p(counts.float())).mean, of_floats)
+    assert not torch.allclose(model.encode(counts.float()).mean, of_floats)
+
+
+@pytest.mark.parametrize("likelihood", COUNTS)
+def test_large_counts_are_learned(likelihood):
+    """Two kinds of cells, of means from 1 to 1e5, by the plain trainer from the first step on."""
+    generator = torch.Generator().manual_seed(0)
+    rate = (torch.rand(2, 50, generator=generator) * math.log(1e5)).exp()
+    x = torch.poisson(
+        rate.repeat(128, 1) * torch.empty(256, 1).uniform_(0.5, 1, generator=generator), generator=generator
+    )
+    assert x.max() > 2e4
+    torch.manual_seed(0)
+    model = models.create("dense", data_shape=(50,), latent=4, likelihood=likelihood)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(60):
+        for batch in x.split(64):
+            losses.append(loss(model, batch).mean())
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+    assert torch.stack(losses).isfinite().all()
+    assert losses[-1] < 0.1 * losses[0]
+
+
 def test_means_of_levels_are_bytes_over_255():
     model = small("conv", likelihood="discretized_logistic")
     z = torch.randn(2, 3)

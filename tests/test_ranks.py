@@ -151,6 +151,7 @@ def run_rank(rank, world, rendezvous, folder):
         own = rows(sum(sizes), sum(sizes[:rank]), sizes[rank])["z"]
         (grad,) = torch.autograd.grad(vaefast.all_gather(own, **group).pow(3).sum(), own, create_graph=True)
         found["twice"] = torch.autograd.grad(grad.square().sum(), own)[0]
+        found["permuted"] = objectives.permute_dimensions(own, **group).detach()
         found["objectives"] = objective_parts(rows(sum(sizes), sum(sizes[:rank]), sizes[rank]), **group)
         errors(rank, world)
         torch.save(found, f"{folder}/{rank}.pt")
@@ -194,6 +195,15 @@ def test_under_ddp(found):
 def test_objectives(found):
     expected = objective_parts(whole(sum(SIZES[len(found)])))
     torch.testing.assert_close(torch.cat([rank["objectives"] for rank in found], 1), expected)
+
+
+def test_a_permutation_over_the_ranks(found):
+    """Column by column the rows of all ranks in another order, one and the same for all."""
+    z = whole(sum(SIZES[len(found)]))["z"]
+    assert [len(rank["permuted"]) for rank in found] == [*SIZES[len(found)]]
+    permuted = torch.cat([rank["permuted"] for rank in found])
+    assert torch.equal(permuted.sort(0).values, z.sort(0).values)
+    assert not torch.equal(permuted, z)
 
 
 def test_twice_differentiable(found):

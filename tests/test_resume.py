@@ -347,7 +347,7 @@ def test_a_full_disk_leaves_the_last_state(data, unbroken, tmp_path):
 # Two ranks, of which the second dies at its 14th step; the run resumed; one that nobody broke off. Ranks are made as
 # torchrun makes them, but do not import torch again: two folders, data, settings.
 RANKS = """
-import json, os, signal, socket, sys
+import json, os, signal, sys
 import matplotlib.figure, PIL.Image, tqdm, torch, vaefast.training.job
 from vaefast.training import Settings, Trainer, run
 
@@ -360,9 +360,10 @@ def mortal_step(self, batches):
     return whole_step(self, batches)
 
 def ranks(folder, step=whole_step, **changes):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
+    # the parent serves, as torchrun's agent does: nobody else can take the port before a rank has it
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     children = []
     for rank in range(2):
         children.append(os.fork())
@@ -410,13 +411,15 @@ def test_torchrun(data, tmp_path):
         script = RANKS.split("if __name__")[0]
         run_it = f"Trainer._eager_step = {step}\nrun(Settings(output=broken, data=data, **json.loads(settings)))\n"
         (tmp_path / f"{name}.py").write_text(script + run_it)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # by number: the name of a machine may be looked up elsewhere, and in vain
+    local = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    torchrun = ["-m", "torch.distributed.run", *local]
     killed = python(*torchrun, tmp_path / "mortal.py", broken, "", data, settings)
-    assert killed.returncode != 0
-    assert "SIGKILL" in killed.stderr
-    assert state.read(broken / STATE)[0]["trainer"]["steps"] == 10
-    done = python(*torchrun, tmp_path / "immortal.py", broken, "", data, settings.replace("}", ', "resume": true}'))
-    assert done.returncode == 0, done.stderr
-    done = python(*torchrun, tmp_path / "immortal.py", whole, "", data, settings)
-    assert done.returncode == 0, done.stderr
+    assert killed.returncode != 0, killed.stderr
+    assert "SIGKILL" in killed.stderr, killed.stderr
+    assert state.read(broken / STATE)[0]["trainer"]["steps"] == 10, killed.stderr
+    resumed = settings.replace("}", ', "resume": true}')
+    for folder, told in ((broken, resumed), (whole, settings)):
+        done = python(*torchrun, tmp_path / "immortal.py", folder, "", data, told)
+        assert done.returncode == 0, done.stderr
     assert_same_run(broken, whole)

@@ -119,6 +119,8 @@ def test_refuses():
         sampling.create("maf")
     with pytest.raises(ValueError, match="on must be 'mean' or 'sample', got 'mode'"):
         sampling.create("gmm", on="mode")
+    with pytest.raises(TypeError, match="sampler 'gmm': unknown option component; did you mean components"):
+        sampling.create("gmm", component=3)
     ladder = models.create("ladder", data_shape=(1, 12, 12), width=4)
     with pytest.raises(TypeError, match="a hierarchical model's z is not N"):
         sampling.create("normal").fit(ladder, torch.rand(2, 1, 12, 12))

@@ -410,10 +410,23 @@ def few(data, tmp_path_factory) -> dict:
     [
         ({"model": "diffusion"}, "model must be one of dense.*, got 'diffusion'"),
         ({"objective": "luck"}, "objective must be one of elbo.*, got 'luck'"),
-        ({"model_options": "colour=3"}, "model 'dense': .*'colour'"),
+        (
+            {"model_options": "activate=gelu"},
+            "model 'dense': unknown option activate; did you mean activation.? there are likelihood, .*, activation",
+        ),
+        ({"model_options": "encoder_hidden=[8] bounded=no"}, "model 'dense': bounded must be true or false, got 'no'"),
+        (
+            {"model_options": 'likelihood_options={"wait":1}'},
+            "model 'dense': Bernoulli: unknown option wait; did you mean weight",
+        ),
+        (
+            {"objective_options": "betta=4"},
+            "^objective 'elbo': unknown option betta; did you mean beta.? there are beta, free_bits, per_channel",
+        ),
+        ({"objective_options": "beta=four"}, "objective 'elbo': beta must be a number, got 'four'"),
+        ({"data_options": "keys=x"}, r"digits\.npz': unknown option keys; did you mean key.? there are key, held_out"),
         ({"model_options": "activation=sine"}, "model 'dense': activation must be one of"),
         ({"data": "nowhere"}, "there is no data 'nowhere'"),
-        ({"data_options": "size=3"}, r"digits\.npz takes key, got 'size'"),
         ({"anneal": "beta=linear:many"}, "anneal must be name=kind:steps.*, got beta=linear:many"),
         ({"anneal": "alpha=linear:10"}, "annealers must name numbers of the objective, which has no 'alpha'"),
         ({"cuda_graph": True, "device": "cpu"}, "cuda_graph needs a model on a CUDA device"),

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from vaefast import __version__, commands
-from vaefast.commands.inputs import CommandError, nearest
+from vaefast._options import nearest
+from vaefast.commands.inputs import CommandError
 from vaefast.data import DataError
 from vaefast.runs import RunError
 from vaefast.training import SettingsError

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,12 +24,6 @@ class CommandError(Exception):
     def __init__(self, message: str, code: int = 2):
         super().__init__(message)
         self.code = code
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The words that suggest the one of `names` that is near `name`; nothing where none is."""
-    found = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def need(what: str, modules: dict[str, str]) -> None:

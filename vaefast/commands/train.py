@@ -10,7 +10,8 @@ import typing
 from pathlib import Path
 
 from vaefast import models, objectives
-from vaefast.commands.inputs import CommandError, nearest, need
+from vaefast._options import nearest
+from vaefast.commands.inputs import CommandError, need
 from vaefast.models import parts, priors
 from vaefast.training import NotFiniteError, Settings, run
 

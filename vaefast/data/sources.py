@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from vaefast import _options
 from vaefast.data import arrays, idx, images, named
 from vaefast.data.digits import digits
 from vaefast.data.split import DataError, Split, hold_out, limited
@@ -68,9 +68,11 @@ def _sprites() -> tuple[Sprites, torch.Tensor]:
 
 def _call(spec: str, function: Callable, options: dict, *arguments, also: Callable | None = None, **more):
     """function(*arguments, **options), after a look at the options' names."""
-    keywords = inspect.Parameter.KEYWORD_ONLY
-    takes = [n for f in (function, also) if f for n, p in inspect.signature(f).parameters.items() if p.kind == keywords]
-    for name in options:
-        if name not in takes:
-            raise DataError(f"{spec} takes {', '.join(takes) or 'no options'}, got {name!r}")
+    there_are = {}
+    for each in (function, also, load):
+        there_are |= {} if each is None else _options.taken(each, keyword_only=True)
+    try:
+        _options.check(f"data {spec!r}", options, there_are)
+    except TypeError as error:
+        raise DataError(str(error)) from None
     return function(*arguments, **options, **more)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 
+from vaefast import _options
 from vaefast.models import parts, priors
 from vaefast.models.autoencoder_kl import AutoencoderKL, autoencoder_kl, from_diffusers_config
 from vaefast.models.conv import conv_vae
@@ -31,16 +32,14 @@ def create(name: str, **options) -> VAE:
     Raises:
         ValueError: for an unknown name. TypeError: for an option that it does not take.
     """
-    if name not in NAMES:
-        raise ValueError(f"model must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    model = NAMES[name](**options)
-    common = inspect.signature(parts.build).parameters.values()
-    bound = inspect.signature(NAMES[name]).bind(**options)
-    bound.apply_defaults()
-    taken = {p.name: p.default for p in common if p.kind is p.KEYWORD_ONLY} | bound.arguments
-    taken |= taken.pop("options", {})
-    model.config = {"name": name, **{key: _plain(value) for key, value in taken.items()}}
+    model = _options.create("model", NAMES, name, options, _taken)
+    model.config = {"name": name, **{key: _plain(value) for key, value in (_taken(NAMES[name]) | options).items()}}
     return model
+
+
+def _taken(function: Callable) -> dict[str, object]:
+    """{name: default} of what a model's function takes, and `parts.build` through it."""
+    return _options.taken(parts.build, keyword_only=True) | _options.taken(function)
 
 
 def _plain(value):

@@ -94,7 +94,7 @@ class LadderVAE(VAE):
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The encoder's, top first."""
-        h, found = self.unit(x), []
+        h, found = self.seen(x), []
         for stage in self.encoder:
             h = stage(h)
             found.append(h)

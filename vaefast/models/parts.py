@@ -28,7 +28,6 @@ _ROWS = [row for row in likelihoods.TABLE if row.mean is not None]
 LIKELIHOODS = {re.sub("(?<!^)(?=[A-Z])", "_", row.name).lower(): getattr(likelihoods, row.name) for row in _ROWS}
 LIKELIHOODS["optimal_sigma"] = likelihoods.OptimalSigmaGaussian
 _LOCATIONS = (likelihoods.Gaussian, likelihoods.Laplace, likelihoods.OptimalSigmaGaussian)
-_COUNTS = (likelihoods.NegativeBinomial, likelihoods.ZeroInflatedNegativeBinomial)
 
 
 def choose(what: str, name: str, names: dict):
@@ -81,7 +80,8 @@ class Head(nn.Module):
 
     Args:
         names: of the parameters.
-        mean: what mu goes through: None, "softplus" or "sigmoid".
+        mean: what mu goes through: None, "softplus" or "sigmoid". A rate goes through softplus, too: the exponential of
+            an untrained decoder's output overflows.
     """
 
     def __init__(self, names: Sequence[str], mean: str | None):
@@ -91,8 +91,9 @@ class Head(nn.Module):
     def forward(self, decoded: torch.Tensor):
         values = list(decoded.chunk(len(self.names), 1))
         for i, name in enumerate(self.names):
-            if name == "mu" and self.mean == "softplus":
-                values[i] = functional.softplus(values[i]) + 1e-6  # 0 is outside a count's means
+            if name in ("mu", "log_rate") and self.mean == "softplus":
+                mean = functional.softplus(values[i]) + 1e-6  # 0 is outside a count's means
+                values[i] = mean if name == "mu" else mean.log()
             elif name == "mu" and self.mean == "sigmoid":
                 values[i] = torch.sigmoid(values[i])
             elif name in ("logvar", "log_scale"):
@@ -140,7 +141,7 @@ def build(
     else:
         names = [n for n in kind.row.parameters.split() if n not in module.fixed]
         decoded = decoder((channels * len(names), *rest))
-        mean = "softplus" if kind in _COUNTS else "sigmoid" if bounded and kind in _LOCATIONS else None
+        mean = "softplus" if kind.row.counts else "sigmoid" if bounded and kind in _LOCATIONS else None
         if len(names) > 1 or mean is not None:
             decoded = nn.Sequential(decoded, Head(names, mean))
     if prior is not None:

@@ -35,7 +35,8 @@ class VAE(Pretrained, torch.nn.Module):
             default Bernoulli.
         prior: one of `vaefast.models.priors`; by default N(0, I).
 
-    Data is floating point, or uint8 images, which the encoder sees divided by 255.
+    Data is floating point, or uint8 images, which the encoder sees divided by 255. Of counts without an upper end (a
+    Poisson or negative binomial likelihood) it sees log(1 + x), as in scVI (Lopez et al. 2018).
 
     kl is the divergence in closed form for N(0, I), and with another prior log q(z | x) - log p(z) of the z drawn.
     config is what `models.create` made the model from, None for one put together by hand.
@@ -60,7 +61,13 @@ class VAE(Pretrained, torch.nn.Module):
         self.prior = prior
 
     def moments(self, x: torch.Tensor) -> torch.Tensor:
-        return self.encoder(self.unit(x))
+        return self.encoder(self.seen(x))
+
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        """x as the encoder takes it."""
+        if getattr(getattr(self.likelihood, "row", None), "counts", False):
+            return torch.log1p(x.to(next(self.parameters()).dtype))
+        return self.unit(x)
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         """x in the parameters' type, bytes divided by 255."""

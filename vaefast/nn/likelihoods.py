@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import distributions
 
-from vaefast import ops
+from vaefast import _options, ops
 from vaefast.ops import _checks
 from vaefast.ops.gaussian import half_squared_error
 from vaefast.reference import gaussian, logistic_mixture
@@ -22,7 +22,8 @@ class Row(NamedTuple):
     """name: of the class; function: of vaefast, called with (first parameter, x, other parameters); parameters: what
     the decoder gives; mean: E[x | parameters]; base: torch's own distribution of one element, where there is one;
     planes: the parameters have several numbers per element, in the first dimension after the batch, and mean takes
-    batch_ndim and the module's options beside them; signed: floating x lies in -1…1, and so does the mean."""
+    batch_ndim and the module's options beside them; signed: floating x lies in -1…1, and so does the mean; counts: x
+    is a count without an upper end."""
 
     name: str
     function: str
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     base: Callable | None = None
     planes: bool = False
     signed: bool = False
+    counts: bool = False
 
 
 def _first(parameter, *others):
@@ -74,13 +76,21 @@ TABLE = (
         planes=True,
         signed=True,
     ),
-    Row("Poisson", "poisson_nll", "log_rate", torch.exp, lambda r: distributions.Poisson(r.exp(), validate_args=False)),
-    Row("NegativeBinomial", "negative_binomial_nll", "mu log_theta", _first, _negative_binomial),
+    Row(
+        "Poisson",
+        "poisson_nll",
+        "log_rate",
+        torch.exp,
+        lambda r: distributions.Poisson(r.exp(), validate_args=False),
+        counts=True,
+    ),
+    Row("NegativeBinomial", "negative_binomial_nll", "mu log_theta", _first, _negative_binomial, counts=True),
     Row(
         "ZeroInflatedNegativeBinomial",
         "zero_inflated_negative_binomial_nll",
         "mu log_theta gate_logits",
         lambda mu, log_theta, gate_logits: mu * torch.sigmoid(-gate_logits),
+        counts=True,
     ),
     Row("Binomial", "binomial_nll", "logits total", _successes, lambda p, n: distributions.Binomial(n, logits=p)),
     Row("BetaBinomial", "beta_binomial_nll", "logits total log_concentration", _successes),
@@ -107,9 +117,7 @@ class Likelihood(torch.nn.Module):
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
         taken = inspect.signature(self.function).parameters
-        for name in options:
-            if name not in taken:
-                raise TypeError(f"{type(self).__name__} takes no {name}; it may have {', '.join([*taken][2:])}")
+        _options.check(type(self).__name__, options, dict.fromkeys([*taken][2:]))
         self.reduction, self.batch_ndim, self.validate = reduction, batch_ndim, validate
         self.fixed = {name: value for name, value in options.items() if name in self.row.parameters.split()}
         self.options = {name: value for name, value in options.items() if name not in self.fixed}

@@ -1,12 +1,15 @@
 """What is minimised. An objective is called with (model, batch) and returns its parts, each [B], "loss" included.
 
-One that has a rival to train (a discriminator) has `critic`, a module, and `critic_loss(model, batch)`, the critic's
-parts, called in the same step after the objective itself.
+One that has a rival to train (a discriminator, or the model's own encoder) has `critic`, a module, and
+`critic_loss(model, batch)`, the critic's parts, called in the same step after the objective itself. One with a term
+over the batch takes `group`, the process group whose ranks hold the batch together.
 """
 
 from __future__ import annotations
 
+from vaefast import _options
 from vaefast.objectives.elbo import ELBO, elbo
+from vaefast.objectives.introvae import SoftIntroVAE
 from vaefast.objectives.iwae import CIWAE, IWAE, MIWAE, PIWAE
 from vaefast.objectives.moments import DIPVAE, WAEMMD, InfoVAE
 from vaefast.objectives.tcvae import BetaTCVAE, FactorVAE, permute_dimensions
@@ -25,6 +28,7 @@ NAMES = {
     "ciwae": CIWAE,
     "vaegan": PatchVAEGAN,
     "vaegan_larsen": LarsenVAEGAN,
+    "soft_intro_vae": SoftIntroVAE,
 }
 
 
@@ -34,9 +38,7 @@ def create(name: str, **options):
     Raises:
         ValueError: for an unknown name. TypeError: for an option that it does not take.
     """
-    if name not in NAMES:
-        raise ValueError(f"objective must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    return NAMES[name](**options)
+    return _options.create("objective", NAMES, name, options)
 
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "InfoVAE",
     "LarsenVAEGAN",
     "PatchVAEGAN",
+    "SoftIntroVAE",
     "create",
     "elbo",
     "permute_dimensions",

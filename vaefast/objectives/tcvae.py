@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 from vaefast.models import VAE
 from vaefast.objectives.elbo import Parts, evaluated, frozen, gaussian_posterior
 from vaefast.ops import total_correlation
+from vaefast.ops.ranks import Gather, checked, layout
 
 
 class BetaTCVAE:
@@ -44,11 +45,19 @@ class BetaTCVAE:
         return {"loss": loss, "reconstruction": reconstruction, "kl": output.kl, **parts._asdict()}
 
 
-def permute_dimensions(z: torch.Tensor) -> torch.Tensor:
+def permute_dimensions(z: torch.Tensor, *, group=None) -> torch.Tensor:
     """z [B, *event] with each element of the event permuted over the batch on its own: a sample of the product of
-    q(z)'s marginals (Kim and Mnih 2018, algorithm 1)."""
-    order = torch.rand(z.shape, device=z.device).argsort(0)
-    return z.gather(0, order)
+    q(z)'s marginals (Kim and Mnih 2018, algorithm 1).
+
+    With `group`, a process group, the batch is the rows of all its ranks, and each keeps as many as it gave.
+    """
+    where = None if group is None else layout(z, checked(group))
+    everyone = z if where is None else Gather.apply(z, where)
+    noise = torch.rand(everyone.shape, device=z.device)
+    if where is not None:  # one order for all ranks
+        torch.distributed.broadcast(noise, group=group, group_src=0)
+    first = 0 if where is None else where.first
+    return everyone.gather(0, noise.argsort(0)[first : first + len(z)])
 
 
 class FactorVAE(nn.Module):
@@ -64,6 +73,7 @@ class FactorVAE(nn.Module):
         latent: D, the numbers of a z.
         gamma: a number, or a tensor that an annealer fills; the authors' best for dSprites is 35.
         width, layers: of the critic, linear layers with LeakyReLU(0.2); or critic: z [B, D] -> logits [B] or [B, 1].
+        group: as for `permute_dimensions`.
 
     Called with (model, x) it gives {"loss", "reconstruction", "kl", "total_correlation"}, each [B], in nats.
     """
@@ -76,9 +86,10 @@ class FactorVAE(nn.Module):
         width: int = 1000,
         layers: int = 6,
         critic: nn.Module | None = None,
+        group=None,
     ):
         super().__init__()
-        self.gamma = gamma
+        self.gamma, self.group = gamma, group
         if critic is None:
             sizes = [latent, *[width] * layers]
             hidden = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
@@ -96,7 +107,7 @@ class FactorVAE(nn.Module):
         """{"loss", "accuracy"}, each [B], of a fresh z ~ q(z | x); nothing flows to the model."""
         with torch.no_grad():
             z = model.encode(x).rsample()
-            permuted = permute_dimensions(z)
+            permuted = permute_dimensions(z, group=self.group)
         joint, product = self._logit(z), self._logit(permuted)
         loss = 0.5 * (softplus(-joint) + softplus(product))
         accuracy = 0.5 * ((joint > 0).to(loss.dtype) + (product <= 0).to(loss.dtype))

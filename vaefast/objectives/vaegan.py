@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from vaefast.models import VAE, ImageCritic, PatchCritic
+from vaefast.ops import optimal_sigma_nll
 
 Parts = dict[str, torch.Tensor]
 
@@ -27,17 +28,16 @@ def _per_sample(logits: torch.Tensor) -> torch.Tensor:
     return logits.flatten(1).mean(1) if logits.ndim > 1 else logits
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """z, whose gradient is multiplied by a number on its way back."""
-
-    @staticmethod
-    def forward(ctx, z, factor):
-        ctx.factor = factor
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.factor, None
+def _balance(model: VAE, reconstruction: torch.Tensor, generator: torch.Tensor) -> torch.Tensor:
+    """|grad reconstruction| / (|grad generator| + 1e-4), at most 1e4, of their means at the decoder's last layer; 0 in
+    evaluation."""
+    if not (model.training and torch.is_grad_enabled()):
+        return reconstruction.new_zeros(())
+    norms = [
+        torch.autograd.grad(part.mean(), model.last_layer, retain_graph=True)[0].norm()
+        for part in (reconstruction, generator)
+    ]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
 
 def _critic(critic, kind: type, data_shape, **options) -> nn.Module:
@@ -52,49 +52,61 @@ class LarsenVAEGAN(nn.Module):
     With f the critic's features, D its logit's sigmoid, x~ = decode(z), z ~ q(z | x), and x_p = decode(z_p) of the
     prior's z_p:
 
-        reconstruction = |f(x) - f(x~)|^2 / 2, summed        generator = -log D(x~) - log D(x_p)
-        encoder: beta kl + reconstruction       decoder: gamma reconstruction + (1 - gamma) generator
+        reconstruction = -log N(f(x) | f(x~), sigma^2), summed         generator = -log D(x~) - log D(x_p)
+        encoder: beta kl + reconstruction        decoder: reconstruction + weight generator
         critic:  -log D(x) - log(1 - D(x~)) - log(1 - D(x_p))
 
-    The generator's term is the usual one that does not saturate; it sends no gradient to the encoder.
+    The generator's term sends no gradient to the encoder. Three things are not the paper's. The weight is gan_weight
+    |grad reconstruction| / (|grad generator| + 1e-4), at most gan_weight 1e4, at the decoder's last layer, as in
+    PatchVAEGAN; theirs is a number for their network, and where it is too large for another, the decoder follows the
+    critic alone, its images saturate, and the encoder has nothing left to say. sigma is the best for the batch
+    (`vaefast.optimal_sigma_nll`) and theirs 1, so that kl weighs the same whatever the size of the features. And the
+    generator's term is the usual one that does not saturate.
 
     Args:
         data_shape: (C, H, W), for which an ImageCritic of `width` is made; or critic: x -> (features, logits [B]).
-        gamma: above 0, at most 1.
+        gan_weight: how much the generator's term counts beside the reconstruction.
+        gamma: for the paper's fixed weight, (1 - gamma) / gamma; above 0, at most 1.
         beta: the weight of kl.
 
-    Called with (model, x), x [B, *data_shape] in 0…1 or uint8, it gives {"loss", "reconstruction", "kl", "generator"},
-    each [B], where loss is what the decoder minimises, plus beta kl: of its gradient, the encoder's share through
-    reconstruction is multiplied by 1 / gamma on its way. In float16 that share is below what the type can hold.
+    Called with (model, x), x [B, *data_shape] in 0…1 or uint8, it gives {"loss", "reconstruction", "kl", "generator",
+    "weight"}, each [B]; loss is beta kl + reconstruction + weight generator. The weight by gradients is 0 where none is
+    recorded, as in evaluation.
     """
 
     def __init__(
         self,
         data_shape: Sequence[int] | None = None,
         *,
-        gamma: float = 1e-6,
+        gan_weight: float = 0.5,
+        gamma: float | None = None,
         beta: float = 1.0,
         width: int = 32,
         critic: nn.Module | None = None,
     ):
         super().__init__()
-        if not 0 < gamma <= 1:
+        if gamma is not None and not 0 < gamma <= 1:
             raise ValueError(f"gamma must be above 0 and at most 1, got {gamma!r}")
         self.critic = _critic(critic, ImageCritic, data_shape, **({} if critic else {"width": width}))
-        self.gamma, self.beta = gamma, beta
+        self.gan_weight, self.gamma, self.beta = gan_weight, gamma, beta
 
     def forward(self, model: VAE, x: torch.Tensor) -> Parts:
         z, kl, _ = model.draw(x)
         with torch.no_grad():
             prior = model.sample_prior(len(x))
             real, _ = _judge(self.critic, model.unit(x))
-        latents = torch.cat([_ScaleGradient.apply(z, 1 / self.gamma), z.detach(), prior])
+        latents = torch.cat([z, z.detach(), prior])
         features, logits = _judge(self.critic, model.expectation(model.parameters_of(latents)))
-        reconstruction = 0.5 * (features[: len(x)] - real).square().flatten(1).sum(1)
+        reconstruction = optimal_sigma_nll(features[: len(x)], real)
         _, copied, invented = softplus(-logits).chunk(3)
         generator = copied + invented
-        loss = self.beta * kl + self.gamma * reconstruction + (1 - self.gamma) * generator
-        return {"loss": loss, "reconstruction": reconstruction, "kl": kl, "generator": generator}
+        if self.gamma is None:
+            weight = self.gan_weight * _balance(model, reconstruction, generator)
+        else:
+            weight = torch.as_tensor((1 - self.gamma) / self.gamma, device=kl.device)
+        loss = self.beta * kl + reconstruction + weight * generator
+        parts = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "generator": generator}
+        return parts | {"weight": weight.expand_as(loss)}
 
     def critic_loss(self, model: VAE, x: torch.Tensor) -> Parts:
         """{"loss", "real", "fake"}, each [B]; real and fake are D's mean opinions."""
@@ -168,7 +180,8 @@ class PatchVAEGAN(nn.Module):
         copy = model.expectation(output.decoded)
         reconstruction = self._reconstruction(model, output, copy, x)
         generator = -_per_sample(_judge(self.critic, copy)[1])
-        weight = self._weight(reconstruction, generator, model)
+        weight = self.gan_weight * _balance(model, reconstruction, generator)
+        weight = torch.where(self.steps >= self.start, weight, 0)
         loss = reconstruction + self.beta * output.kl + weight * generator
         if model.training:
             self.steps += 1
@@ -193,13 +206,3 @@ class PatchVAEGAN(nn.Module):
         if self.perceptual is not None:
             error = error + size * self.perceptual_weight * self.perceptual(x, copy).flatten(1).mean(1)
         return error * torch.exp(-self.logvar) + size * self.logvar
-
-    def _weight(self, reconstruction: torch.Tensor, generator: torch.Tensor, model: VAE) -> torch.Tensor:
-        if not (model.training and torch.is_grad_enabled()):
-            return reconstruction.new_zeros(())
-        norms = [
-            torch.autograd.grad(part.mean(), model.last_layer, retain_graph=True)[0].norm()
-            for part in (reconstruction, generator)
-        ]
-        weight = self.gan_weight * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
-        return torch.where(self.steps >= self.start, weight, 0).detach()

@@ -6,6 +6,7 @@ images = model.sample(64, sampler=sampler)
 
 from __future__ import annotations
 
+from vaefast import _options
 from vaefast.sampling.flow import Flow
 from vaefast.sampling.gmm import GaussianMixture
 from vaefast.sampling.sampler import Normal, Sampler
@@ -20,9 +21,7 @@ def create(name: str, **options) -> Sampler:
     Raises:
         ValueError: for an unknown name. TypeError: for an option that it does not take.
     """
-    if name not in NAMES:
-        raise ValueError(f"sampler must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    return NAMES[name](**options)
+    return _options.create("sampler", NAMES, name, options)
 
 
 __all__ = ["NAMES", "Flow", "GaussianMixture", "Normal", "Sampler", "TwoStage", "create"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from vaefast import data, models, nn, objectives
+from vaefast.training import distributed
 from vaefast.training.settings import Settings, SettingsError, options
 from vaefast.training.trainer import Trainer
 
@@ -36,9 +37,11 @@ def model(settings: Settings, data_shape) -> tuple[torch.nn.Module, dict]:
 
 
 def objective(settings: Settings, split: data.Split, model: torch.nn.Module) -> Callable:
-    offered = {"data_shape": list(split.train.shape[1:]), "dataset_size": len(split.train)}
+    offered = {"data_shape": list(split.train.shape[1:]), "dataset_size": len(split.train), "model": model}
     if hasattr(model, "latent_shape"):
         offered["latent"] = math.prod(model.latent_shape)
+    if distributed.world() > 1:
+        offered["group"] = torch.distributed.group.WORLD
     given = _offer(objectives.NAMES.get(settings.objective), offered) | options(settings, "objective_options")
     return _create("objective", objectives.create, settings.objective, given)
 
@@ -53,7 +56,8 @@ def _create(what: str, create: Callable, name: str, given: dict):
     try:
         return create(name, **given)
     except (TypeError, ValueError) as error:
-        raise SettingsError(f"{what} {name!r}: {error}") from None
+        who = f"{what} {name!r}: "
+        raise SettingsError(who + str(error).removeprefix(who)) from None
 
 
 def trainer(settings: Settings, model: torch.nn.Module, objective: Callable, steps_per_epoch: int) -> Trainer:
@@ -61,12 +65,14 @@ def trainer(settings: Settings, model: torch.nn.Module, objective: Callable, ste
     Raises:
         SettingsError: for settings that do not fit each other or this machine.
     """
-    optimizer = _optimizer(settings, model.parameters(), settings.lr)
-    critic_optimizer = None
+    parameters, critic_optimizer = list(model.parameters()), None
     if hasattr(objective, "critic_loss"):
+        critics = {id(p) for p in objective.critic.parameters()}
+        parameters = [p for p in parameters if id(p) not in critics]  # of which the model's encoder may be one
         # less momentum than usual: a rival that moves (Radford et al. 2016; 0.5 and 0.9 as in latent diffusion's code)
         lr = settings.critic_lr or settings.lr
         critic_optimizer = _optimizer(settings, objective.critic.parameters(), lr, betas=(0.5, 0.9))
+    optimizer = _optimizer(settings, parameters, settings.lr)
     steps = settings.epochs * math.ceil(steps_per_epoch / settings.accumulate)
     try:
         return Trainer(

@@ -53,8 +53,9 @@ class Trainer:
             they count for the schedule, and not for the means.
 
     What is random (order of batches, noise) follows `torch.manual_seed`. In a process group every rank calls the same
-    methods, iterates over the same batches and takes its rows of each; a term over the batch, such as a total
-    correlation, sees the rank's rows alone.
+    methods, iterates over the same batches and takes its rows of each. A term over the batch, such as a total
+    correlation, is that of all ranks' rows if its objective was given `group`, as `vaefast train` gives it; free bits,
+    a capacity, an optimal sigma and a VAE-GAN's weight by gradients are of the rank's rows alone.
 
     Raises:
         ValueError: for arguments that do not fit each other, named in the message.
