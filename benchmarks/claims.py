@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import facts, pages
 from benchmarks.claims_page import LENGTHS, SHOWN, page, pictures
-from vaefast.training import checkpoint
+from vaefast import checkpoint
 
 RESULTS = Path(__file__).parent / "results/claims"
 
