@@ -126,7 +126,7 @@ def page(results: dict) -> str:
         "",
         "Made by `python -m benchmarks.claims` from the numbers in claims.json; nothing below is written by hand.",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, each run on one of them, denormal numbers taken as 0; "
+        f"{machine['cpu']}, {machine['cores']} cores, each run on one of them; "
         f"commit {results['commit'][:12]}{' with changes' if results['dirty'] else ''}, "
         f"vaefast {results['versions']['vaefast']}, torch {results['versions']['torch']}, {results['date']}. "
         f"All runs together took {sum(r['seconds'] for r in results['runs']) / 60:.0f} minutes of one core. ± is half "
