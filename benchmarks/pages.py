@@ -43,9 +43,9 @@ def sign(gaps: list[float]) -> int:
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and half its 95 % interval; of two values or one, themselves."""
-    if len(values) < 3:
-        return " / ".join(number(v, digits) for v in values)
+    """Mean and half its 95 % interval; of two values or one, themselves; of equal ones, their value."""
+    if len(values) < 3 or len(set(values)) == 1:
+        return " / ".join(number(v, digits) for v in dict.fromkeys(values))
     return f"{number(statistics.fmean(values), digits)} ± {number(half(values), 2)}"
 
 
