@@ -131,8 +131,8 @@ def page(results: dict) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, each run on one of them; "
         f"commit {results['commit'][:12]}{' with changes' if results['dirty'] else ''}, "
         f"vaefast {results['versions']['vaefast']}, torch {results['versions']['torch']}, {results['date']}. "
-        f"All runs together took {sum(r['seconds'] for r in results['runs']) / 60:.0f} minutes of one core. ± is half "
-        "a 95 % interval of the mean over seeds (Student's t). That one thing lies below another *agrees* or "
+        f"All runs one after another took {sum(r['seconds'] for r in results['runs']) / 60:.0f} minutes. ± is half a "
+        "95 % interval of the mean over seeds (Student's t). That one thing lies below another *agrees* or "
         "*disagrees* with the claim where every seed says so and the interval of the differences leaves out 0; "
         "otherwise it is *unclear*. Trainings are far shorter than the published ones, so that orders can be compared, "
         "and values cannot.",
@@ -190,7 +190,7 @@ def _nll_page(results: dict) -> list[str]:
         seconds = statistics.fmean(r["train_seconds"] for r in _runs(results, "nll", name))
         gap = _mean(values) - published
         rows.append([name, f"{published}", _spread_of(values), f"{gap:+.2f}", f"{seconds:.0f}", source])
-    lines += pages.table(["method", "published", "here", "above the published", "train s", "published by"], rows)
+    lines += pages.table(["method", "published", "here", "above the published", "train, wall s", "published by"], rows)
     ordered = {
         "Published": sorted(found, key=lambda n: PUBLISHED[n].nll),
         "Here": sorted(found, key=lambda n: _mean(found[n])),
@@ -297,7 +297,7 @@ def _ladder_page(results: dict) -> list[str]:
                 " + ".join(f"{v:.1f}" for v in kl),
             ]
         )
-    head = ["levels", "numbers in z", "parameters", "train s", "-ELBO", "NLL", "KL of each level, top first"]
+    head = ["levels", "numbers in z", "parameters", "train, wall s", "-ELBO", "NLL", "KL of each level, top first"]
     lines += pages.table(head, rows)
     verdicts = ladder_verdicts(results)
     published = ", ".join(f"{value} at {depth} levels" for depth, value in LADDER_PUBLISHED.items())
