@@ -5,6 +5,8 @@
     python -m benchmarks.report             tables and plots from what is stored
     python -m benchmarks.scaling            the terms of pairs as the batch and the latent grow, to where memory ends
     python -m benchmarks.mig                the information in all codes of dSprites: time and memory
+    python -m benchmarks.study              which remedy helps which complaint about samples: trains and measures
+    python -m benchmarks.claims             published claims, checked: trains and measures
     python -m benchmarks.gpu                on a machine with an NVIDIA GPU: build, test, measure, report
 
 `workloads` names the shapes; a family's file holds its contenders; `measure` holds the clock.

@@ -7,6 +7,7 @@ import io
 import math
 import statistics
 import zlib
+from collections.abc import Iterable
 
 import torch
 
@@ -15,6 +16,10 @@ _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  #
 
 def line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return [line(head), line(["---"] * len(head)), *map(line, rows)]
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -29,10 +34,18 @@ def half(values: list[float]) -> float:
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def sign(gaps: list[float]) -> int:
+    """1 or -1 where every seed's gap has this sign and the 95 % interval of their mean leaves out 0; otherwise, and of
+    a single seed, 0."""
+    if len(gaps) < 2 or min(gaps) * max(gaps) <= 0 or abs(statistics.fmean(gaps)) <= half(gaps):
+        return 0
+    return 1 if gaps[0] > 0 else -1
+
+
 def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and half its 95 % interval; of two values or one, themselves."""
-    if len(values) < 3:
-        return " / ".join(number(v, digits) for v in values)
+    """Mean and half its 95 % interval; of two values or one, themselves; of equal ones, their value."""
+    if len(values) < 3 or len(set(values)) == 1:
+        return " / ".join(number(v, digits) for v in dict.fromkeys(values))
     return f"{number(statistics.fmean(values), digits)} ± {number(half(values), 2)}"
 
 
@@ -40,6 +53,12 @@ def png(figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
+
+
+def strip(ax, text: str, width: int) -> None:
+    """Draw a row of images that `packed` made."""
+    ax.imshow(unpacked(text, width).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
 
 
 def packed(images: torch.Tensor) -> str:

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import facts, pages
 from benchmarks.study_page import SHOWN, page, pictures
-from vaefast.training import checkpoint
+from vaefast import checkpoint
 
 RESULTS = Path(__file__).parent / "results/study"
 SAMPLES = 1000

@@ -71,10 +71,7 @@ def effect(with_it: list[float], without: list[float], measure: str) -> tuple[st
         change += f" ({100 * (after / before - 1):+.0f} %)"
     if not any(gains):
         return change, "no change"
-    agree = min(gains) > 0 or max(gains) < 0
-    if len(gains) < 2 or not agree or abs(statistics.fmean(gains)) <= pages.half(gains):
-        return change, "unclear"
-    return change, "helps" if gains[0] > 0 else "hurts"
+    return change, {1: "helps", -1: "hurts", 0: "unclear"}[pages.sign(gains)]
 
 
 def page(results: dict) -> str:
@@ -136,7 +133,7 @@ def _words(verdicts: dict) -> list[str]:
 
 def _variants(found: Results) -> list[str]:
     head = ["variant", "parameters", "train, CPU s", *[m.title for m in MEASURES.values()], "NLL"]
-    lines = [pages.line(head), pages.line(["---"] * len(head))]
+    rows = []
     for name in found.variants:
         runs = [found.runs[name, s] for s in found.seeds(name)]
         nll = found.values(name, "nll")
@@ -144,9 +141,9 @@ def _variants(found: Results) -> list[str]:
         nll = "" if None in nll else pages.spread(nll, 4)
         seconds = [r["train_cpu_seconds"] for r in runs if "train_cpu_seconds" in r]
         seconds = f"{statistics.fmean(seconds):.0f}" if seconds else ""
-        lines.append(pages.line([name, f"{runs[0]['parameters']:,}", seconds, *cells, nll]))
+        rows.append([name, f"{runs[0]['parameters']:,}", seconds, *cells, nll])
     return [
-        *lines,
+        *pages.table(head, rows),
         "",
         "NLL in nats per digit by 100 importance samples of 200 held-out digits; it compares within one likelihood "
         "alone (densities of an optimal sigma, probabilities of a logistic mixture).",
@@ -155,27 +152,26 @@ def _variants(found: Results) -> list[str]:
 
 def _remedies(found: Results, verdicts: dict) -> list[str]:
     head = ["remedy", "against", *[f"{m.title} ({m.complaint})" for m in MEASURES.values()]]
-    lines = [
+    rows = []
+    for name, cells in verdicts.items():
+        said = [f"{change} {v if v in ('unclear', 'no change') else f'**{v}**'}" for change, v in cells.values()]
+        rows.append([name, found.variants[name]["against"], *said])
+    return [
         "Against the variant that differs in this one thing, seed by seed. *Unclear*: the seeds disagree, or the "
         "interval of their differences holds 0.",
         "",
-        pages.line(head),
-        pages.line(["---"] * len(head)),
+        *pages.table(head, rows),
     ]
-    for name, cells in verdicts.items():
-        said = [f"{change} {v if v in ('unclear', 'no change') else f'**{v}**'}" for change, v in cells.values()]
-        lines.append(pages.line([name, found.variants[name]["against"], *said]))
-    return lines
 
 
 def _sampled(found: Results) -> list[str]:
     head = ["model", "sampler", *[MEASURES[m].title for m in _OF_SAMPLES]]
-    lines = [pages.line(head), pages.line(["---"] * len(head))]
+    rows = []
     for name in found.variants:
         for sampler in found.samplers(name):
             cells = [pages.spread(found.values(name, m, sampler)) for m in _OF_SAMPLES]
-            lines.append(pages.line([name, {"normal": _PRIOR}.get(sampler, sampler), *cells]))
-    return lines
+            rows.append([name, {"normal": _PRIOR}.get(sampler, sampler), *cells])
+    return pages.table(head, rows)
 
 
 def _expectations(found: Results) -> list[str]:
@@ -236,9 +232,7 @@ def pictures(results: dict) -> dict[str, bytes]:
     axes = figure.subplots(len(names), 2, squeeze=False)
     for row, name in zip(axes, names, strict=True):
         for ax, sampler in zip(row, ("normal", "gmm"), strict=True):
-            image = pages.unpacked(found.runs[name, 0]["samplers"][sampler]["images"], SHOWN * 28)
-            ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
-            ax.set(xticks=[], yticks=[])
+            pages.strip(ax, found.runs[name, 0]["samplers"][sampler]["images"], SHOWN * 28)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", size=8)
     axes[0][0].set_title(_PRIOR, size=9)
     axes[0][1].set_title("mixture of 10 Gaussians", size=9)

@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 
 import vaefast
-from vaefast import metrics, models
+from vaefast import checkpoint, metrics, models
 from vaefast.cli import main
 from vaefast.commands import bench
 from vaefast.commands.inputs import CommandError
 from vaefast.commands.train import read
 from vaefast.ops._define import TABLE
-from vaefast.training import Settings, checkpoint, load, run
+from vaefast.training import Settings, load, run
 from vaefast.training.job import FILES
 
 VAEFAST = [sys.executable, "-m", "vaefast"]

@@ -162,6 +162,20 @@ def test_bounds_at_the_extremes():
     assert vaefast.iwae_bound(half).dtype == torch.float32
 
 
+def test_negligible_weights_have_no_gradient_and_leave_the_value():
+    """Theirs would be denormal numbers, or become such in the layers below."""
+    generator = torch.Generator().manual_seed(0)
+    log_w = (100 * torch.randn(1000, 16, generator=generator)).requires_grad_()
+    bound = vaefast.iwae_bound(log_w)
+    assert torch.equal(bound, torch.logsumexp(log_w, 1) - math.log(16))
+    (found,) = torch.autograd.grad(bound.sum(), log_w)
+    exact = log_w.detach().double().softmax(1)
+    small, large = exact < math.exp(-43), exact > math.exp(-39)  # the largest weight is at least exp(-ln 16)
+    assert (small & (exact > 1e-45)).any()
+    assert (found[small] == 0).all()
+    torch.testing.assert_close(found[large].double(), exact[large], rtol=1e-4, atol=0.0)
+
+
 def test_iwae_bound_grows_with_k():
     """E[L_1] < E[L_5] < E[L_50] < log p(x), all known here: x = z + noise (Burda et al. 2016, theorem 1)."""
     mu, logvar = torch.zeros(20_000, 1), torch.zeros(20_000, 1)  # q is the prior

@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import vaefast
+from vaefast import checkpoint
 from vaefast.data import Batches, Rows
 from vaefast.nn import Cyclical
-from vaefast.training import Settings, SettingsError, Trainer, checkpoint, run, state
+from vaefast.training import Settings, SettingsError, Trainer, run, state
 from vaefast.training.job import STATE
 
 

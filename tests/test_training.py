@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vaefast import checkpoint
 from vaefast.data import Batches, digits
 from vaefast.distributions import DiagonalGaussian
 from vaefast.models import VAE, dense_vae
@@ -27,7 +28,6 @@ from vaefast.training import (
     Settings,
     SettingsError,
     Trainer,
-    checkpoint,
     job,
     load,
     pictures,
@@ -231,7 +231,7 @@ def test_a_kill_leaves_the_old_checkpoint(tmp_path, moment):
     checkpoint.write(path, b"old")
     script = f"""
 import os, signal
-from vaefast.training import checkpoint
+from vaefast import checkpoint
 {moment} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.write({str(path)!r}, b"new" * 100_000)
 """

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from vaefast import checkpoint
 from vaefast.data import Split
-from vaefast.training import Settings, SettingsError, build, checkpoint, load
+from vaefast.training import Settings, SettingsError, build, load
 from vaefast.training.job import CHECKPOINT
 
 EVALUATION = "evaluation.json"

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from vaefast import metrics
+from vaefast import checkpoint, metrics
 from vaefast.commands import inputs
 from vaefast.report.measures import compared, measures, missing, number, table, training_measures
 from vaefast.runs import Run
-from vaefast.training import checkpoint, pictures
+from vaefast.training import pictures
 
 _NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
 _SHOWN, _COLUMNS = 60, 10  # images of each kind in the sheet of a run

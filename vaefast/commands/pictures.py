@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from vaefast import checkpoint
 from vaefast.commands import inputs
 from vaefast.nn import unit
 from vaefast.runs import Run
-from vaefast.training import checkpoint
 from vaefast.training import pictures as draw
 
 _NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}

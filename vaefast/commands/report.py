@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vaefast import checkpoint
 from vaefast.commands import inputs
 from vaefast.report import page
 from vaefast.runs import Run
-from vaefast.training import checkpoint
 
 
 def add(subparsers) -> None:

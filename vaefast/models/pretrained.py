@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vaefast import checkpoint
+
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
@@ -28,7 +30,6 @@ class Pretrained:
             OSError: if a file cannot be written.
         """
         import vaefast
-        from vaefast.training import checkpoint  # training imports models
 
         config = getattr(self, "config", None)
         if config is None:
@@ -48,7 +49,6 @@ class Pretrained:
             ValueError: if a file is damaged, names a model that does not exist, or the weights are not this model's.
         """
         from vaefast import models
-        from vaefast.training import checkpoint
 
         folder = Path(folder)
         if not folder.is_dir():

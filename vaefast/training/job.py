@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from vaefast import _backends, models, objectives
+from vaefast import _backends, checkpoint, models, objectives
 from vaefast.data import Batches, DataError, Split
 from vaefast.info import versions
-from vaefast.training import build, checkpoint, distributed, pictures, state
+from vaefast.training import build, distributed, pictures, state
 from vaefast.training.progress import Bar, TensorBoard
 from vaefast.training.settings import Settings, SettingsError
 from vaefast.training.trainer import Trainer

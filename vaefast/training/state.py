@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vaefast.training import checkpoint
+from vaefast import checkpoint
 
 _PLAIN = (bool, int, float, str, type(None))
 
