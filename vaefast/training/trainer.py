@@ -29,7 +29,7 @@ class Trainer:
     """Minimises an objective, epoch by epoch.
 
     Args:
-        model: any module; it is used where it lies, and batches are moved to the device of its first parameter.
+        model: any module; it is used where it lies when the trainer is made, and batches are moved to the device of its first parameter.
         objective: (model, batch) -> {"loss": [B], ...}, parts per sample; the mean loss is minimised, the others are
             reported. One with `critic`, a module, and `critic_loss(model, batch) -> parts` is adversarial: the
             critic's mean loss is minimised right after each step of the model, on the same batch.
@@ -87,6 +87,7 @@ class Trainer:
         if adversarial != (critic_optimizer is not None):
             raise ValueError(f"critic_optimizer must {'be given' if adversarial else 'be None'} for this objective")
         self.model, self.objective, self.schedule = model, objective, schedule
+        self.device = next(model.parameters()).device
         self.accumulate = accumulate
         self._amp = AMP[amp]
         if cuda_graph:
@@ -128,10 +129,6 @@ class Trainer:
         value = torch.tensor(self.annealers[name].value, device=self.device)
         setattr(self.objective, name, value)
         return value
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     @property
     def skipped(self) -> int:
