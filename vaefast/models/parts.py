@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -59,6 +60,11 @@ def glorot(layer: nn.Module) -> nn.Module:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Of eight groups, where channels can be divided so (Wu and He 2018)."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class Head(nn.Module):
