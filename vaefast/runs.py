@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vaefast import sampling
 from vaefast.data import Split
 from vaefast.training import Settings, SettingsError, build, checkpoint, load
 from vaefast.training.job import CHECKPOINT
@@ -83,6 +84,21 @@ class Run:
     @property
     def model_name(self) -> str:
         return (self.model.config or {}).get("name", type(self.model).__name__)
+
+    @property
+    def sampler_name(self) -> str:
+        """Where its samples come from, unless someone wants others."""
+        return self.settings.get("sampler", sampling.PRIOR)
+
+    def sampler(self, name: str, seed: int) -> sampling.Sampler | None:
+        """As `sampling.fitted`, to what the run was trained on."""
+        return None if name == sampling.PRIOR else sampling.fitted(name, self.model, self.data.train, seed=seed)
+
+    @torch.no_grad()
+    def samples(self, count: int) -> torch.Tensor:
+        """E[x | z] for z of its own sampler; those of the run's seed."""
+        seed = self.settings.get("seed", 0)
+        return self.model.sample(count, seed=seed, sampler=self.sampler(self.sampler_name, seed))
 
     @property
     def history(self) -> list[dict]:

@@ -9,7 +9,7 @@ import types
 import typing
 from pathlib import Path
 
-from vaefast import models, objectives
+from vaefast import models, objectives, sampling
 from vaefast.commands.inputs import CommandError, nearest, need
 from vaefast.models import parts, priors
 from vaefast.training import NotFiniteError, Settings, run
@@ -38,7 +38,7 @@ examples:
 _GROUPS = {
     "what to learn from, and where it goes": ("output", "recipe", "data", "data_options"),
     "the model and its loss": (
-        *("model", "model_options", "latent", "likelihood", "prior"),
+        *("model", "model_options", "latent", "likelihood", "prior", "sampler"),
         *("objective", "objective_options", "anneal"),
     ),
     "the machine": ("seed", "device", "backend", "threads", "amp", "compile", "cuda_graph"),
@@ -49,6 +49,7 @@ _NAMES = {
     "objective": objectives.NAMES,
     "likelihood": parts.LIKELIHOODS,
     "prior": priors.NAMES,
+    "sampler": (sampling.PRIOR, *sampling.NAMES),
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 

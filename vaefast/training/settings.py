@@ -53,6 +53,9 @@ class Settings:
     )
     likelihood: str | None = _field(None, "NAME", "what the decoder's output says of the data; off: the model's own")
     prior: str | None = _field(None, "NAME", "the distribution of z; off: the model's own, a standard normal")
+    sampler: str = _field(
+        "prior", "NAME", "where images are drawn from: prior, the model's own, or what is fitted after training"
+    )
     objective: str = _field("elbo", "NAME", "what is minimised")
     objective_options: str = _field("", "OPTIONS", 'such as "beta=4"')
     anneal: str = _field(
