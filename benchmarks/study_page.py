@@ -222,7 +222,7 @@ def _expectations(found: Results) -> list[str]:
         real = found.runs["recipe best", 0]["samplers"][sampler]["measures"]["duplicate_rate"]["training_images"]
         holds = fd <= 60 and coverage >= 0.65 and 0.8 <= sharp <= 1.1 and copies <= 1.5 * real
         got = f"FD {fd:.0f}, coverage {coverage:.2f}, sharpness {sharp:.2f}, duplicates {copies:.3f} with {sampler}"
-        what = f"the recipe: FD <= 60, coverage >= 0.65, sharpness 0.8 … 1.1, duplicates as real digits' {real:.3f}"
+        what = f"the recipe: FD <= 60, coverage >= 0.65, sharpness 0.8 … 1.1, duplicates <= 1.5 times real {real:.3f}"
         say(what, holds, got)
     return lines
 
