@@ -44,7 +44,7 @@ BASE = {
 
 class Variant(NamedTuple):
     """factor: what it changes; against: the variant that differs in nothing else; settings: what differs from BASE;
-    samplers: those beside N(0, I) that are fitted after training."""
+    samplers: those beside N(0, I) that are fitted after training, "own" the one that the settings name."""
 
     factor: str
     against: str | None
@@ -73,7 +73,7 @@ VARIANTS = {
         "GAN", "optimal sigma", {"objective": "vaegan", "objective_options": "reconstruction=likelihood width=16"}
     ),
     "+ GAN, Larsen": Variant("GAN", "optimal sigma", {"objective": "vaegan_larsen", "objective_options": "width=16"}),
-    "recipe best": Variant("recipe", "optimal sigma", {"recipe": "best"}),
+    "recipe best": Variant("recipe", "optimal sigma", {"recipe": "best"}, ("gmm", "own")),
 }
 
 
@@ -91,6 +91,7 @@ def settings_of(name: str, seed: int, epochs: int, runs: Path) -> dict:
 def one(name: str, seed: int, epochs: int, runs: Path) -> dict:
     """Train, evaluate with every sampler, and store: what is returned is what lies in measures.json."""
     from vaefast import data, metrics, sampling, training
+    from vaefast.runs import Run
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -120,9 +121,11 @@ def one(name: str, seed: int, epochs: int, runs: Path) -> dict:
     }
     for sampler in ("normal", *VARIANTS[name].samplers):
         fitted = None
-        if sampler != "normal":
-            torch.manual_seed(seed)
-            fitted = sampling.create(sampler).fit(model, split.train)
+        if sampler == "own":
+            own = Run(given["output"])
+            fitted = own.sampler(own.sampler_name, seed)
+        elif sampler != "normal":
+            fitted = sampling.fitted(sampler, model, split.train, seed=seed)
         measures = metrics.evaluate(
             model,
             split.train,

@@ -13,6 +13,7 @@ from vaefast import sampling
 from vaefast.data import Split
 from vaefast.training import Settings, SettingsError, build, checkpoint, load
 from vaefast.training.job import CHECKPOINT
+from vaefast.training.settings import options
 
 EVALUATION = "evaluation.json"
 
@@ -91,8 +92,11 @@ class Run:
         return self.settings.get("sampler", sampling.PRIOR)
 
     def sampler(self, name: str, seed: int) -> sampling.Sampler | None:
-        """As `sampling.fitted`, to what the run was trained on."""
-        return None if name == sampling.PRIOR else sampling.fitted(name, self.model, self.data.train, seed=seed)
+        """As `sampling.fitted`, to what the run was trained on; its own has the options that it was given."""
+        if name == sampling.PRIOR:
+            return None
+        told = options(Settings(**self.settings), "sampler_options") if name == self.sampler_name else {}
+        return sampling.fitted(name, self.model, self.data.train, seed=seed, **told)
 
     @torch.no_grad()
     def samples(self, count: int) -> torch.Tensor:

@@ -38,7 +38,8 @@ examples:
 _GROUPS = {
     "what to learn from, and where it goes": ("output", "recipe", "data", "data_options"),
     "the model and its loss": (
-        *("model", "model_options", "latent", "likelihood", "prior", "sampler"),
+        *("model", "model_options", "latent", "likelihood", "prior"),
+        *("sampler", "sampler_options"),
         *("objective", "objective_options", "anneal"),
     ),
     "the machine": ("seed", "device", "backend", "threads", "amp", "compile", "cuda_graph"),

@@ -29,20 +29,20 @@ def create(name: str, **options) -> Sampler:
     return NAMES[name](**options)
 
 
-def fitted(name: str, model: VAE, data, *, seed: int, at_most: int = 20_000) -> Sampler | None:
-    """The sampler of this name, fitted to rows spread over `data`, which need not be a tensor; None for "prior".
-
-    The global random state of the CPU is not touched.
+def fitted(name: str, model: VAE, data, *, seed: int, **options) -> Sampler | None:
+    """The sampler of this name, fitted to at most 20,000 rows spread over `data`, which need not be a tensor; None for
+    "prior". The global random state of the CPU is not touched.
 
     Raises:
-        ValueError: for an unknown name. TypeError: for a sampler that is not meant for this model.
+        ValueError: for an unknown name. TypeError: for a sampler that is not meant for this model, or an option that it
+            does not take.
     """
     if name == PRIOR:
         return None
-    count = min(at_most, len(data))
+    count = min(20_000, len(data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create(name).fit(model, data[torch.arange(count) * len(data) // count])
+        return create(name, **options).fit(model, data[torch.arange(count) * len(data) // count])
 
 
 __all__ = ["NAMES", "PRIOR", "Flow", "GaussianMixture", "Normal", "Sampler", "TwoStage", "create", "fitted"]

@@ -21,7 +21,7 @@ from vaefast.data import Batches, DataError, Split
 from vaefast.info import versions
 from vaefast.training import build, checkpoint, distributed, pictures, state
 from vaefast.training.progress import Bar, TensorBoard
-from vaefast.training.settings import Settings, SettingsError
+from vaefast.training.settings import Settings, SettingsError, options
 from vaefast.training.trainer import Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -41,7 +41,8 @@ _COLUMNS = 10  # images per row of the pictures
 _SECONDS = 10.0  # at least, between two saves at the ends of epochs
 _WATCHED = 500  # held-out samples whose active units are counted after every epoch
 # what a run may change when it is resumed; everything else is part of what it is
-_FREE = {"output", "epochs", "checkpoint_every", "resume", "tensorboard", "device", "backend", "threads", "sampler"}
+_FREE = {"output", "epochs", "checkpoint_every", "resume", "tensorboard", "device", "backend", "threads"}
+_FREE |= {"sampler", "sampler_options"}
 
 
 def prepare(settings: Settings) -> torch.device:
@@ -66,6 +67,11 @@ def prepare(settings: Settings) -> torch.device:
     for name, names in (("model", models.NAMES), ("objective", objectives.NAMES), ("sampler", samplers)):
         if getattr(settings, name) not in names:
             raise SettingsError(f"{name} must be one of {', '.join(names)}, got {getattr(settings, name)!r}")
+    if settings.sampler != sampling.PRIOR:
+        try:
+            sampling.create(settings.sampler, **options(settings, "sampler_options"))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"sampler {settings.sampler!r}: {error}") from None
     if settings.sampler == "gmm" and importlib.util.find_spec("sklearn") is None:
         raise SettingsError("the sampler gmm needs scikit-learn: pip install scikit-learn")
     try:
@@ -360,7 +366,8 @@ def _save(run: _Run, metrics: dict) -> None:
     made = model.reconstruct(shown)
     checkpoint.write(folder / "reconstructions.png", pictures.reconstructions(shown, made, _COLUMNS))
     seed = run.settings.seed
-    sampler = sampling.fitted(run.settings.sampler, model, run.data.train, seed=seed)
+    told = options(run.settings, "sampler_options")
+    sampler = sampling.fitted(run.settings.sampler, model, run.data.train, seed=seed, **told)
     samples = model.sample(_COLUMNS**2, seed=seed, sampler=sampler)
     checkpoint.write(folder / "samples.png", pictures.grid(samples, _COLUMNS))
 

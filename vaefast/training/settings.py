@@ -56,6 +56,7 @@ class Settings:
     sampler: str = _field(
         "prior", "NAME", "where images are drawn from: prior, the model's own, or what is fitted after training"
     )
+    sampler_options: str = _field("", "OPTIONS", 'such as "components=20"')
     objective: str = _field("elbo", "NAME", "what is minimised")
     objective_options: str = _field("", "OPTIONS", 'such as "beta=4"')
     anneal: str = _field(
@@ -134,7 +135,7 @@ class Settings:
         _one_of("amp", self.amp, AMP)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
-        for name in ("data_options", "model_options", "objective_options", "anneal"):
+        for name in ("data_options", "model_options", "sampler_options", "objective_options", "anneal"):
             options(self, name)
 
 
