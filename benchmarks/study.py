@@ -29,7 +29,7 @@ from benchmarks.study_page import SHOWN, page, pictures
 from vaefast.training import checkpoint
 
 RESULTS = Path(__file__).parent / "results/study"
-SAMPLES = 2500  # as `vaefast evaluate`: of 1000, FD tells their number as much as their faults
+SAMPLES = 4000  # as many as there are digits to train on: of 1,000, FD tells their number as much as their faults
 BASE = {
     "data": "digits",
     "data_options": "every=5",
