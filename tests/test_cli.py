@@ -269,6 +269,14 @@ def test_sample(call, trained, tmp_path):
     assert first.shape == (4, 1, 28, 28)
     assert (first == load(trained).sample(4, seed=0).detach().numpy()).all()
     assert (first == same).all()
+    drawn = np.load(tmp_path / "gmm.npy")
+    mixture = Path(shutil.copytree(trained, tmp_path / "mixture"))
+    config = json.loads((mixture / "config.json").read_text())
+    config["settings"]["sampler"] = "gmm"
+    (mixture / "config.json").write_text(json.dumps(config))
+    for path, given, expected in (("own", [], drawn), ("told", ["--sampler", "prior"], first)):
+        assert call("sample", mixture, "-n", 4, "--output", tmp_path / f"{path}.npy", *given).returncode == 0
+        assert (np.load(tmp_path / f"{path}.npy") == expected).all()
     for other in others:
         assert (first != other).any()
     assert others[1].std(0).mean() < first.std(0).mean()

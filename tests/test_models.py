@@ -336,6 +336,26 @@ def test_residual_blocks_start_smaller_the_deeper_the_model():
         torch.testing.assert_close(deep, shallow / 2 if shallow is weights[0][-1] else shallow)
 
 
+def test_blocks_with_a_norm_do_not_see_how_large_their_input_is():
+    torch.manual_seed(0)
+    plain, normed = (Block(16, 4, "silu", 2, norm=norm) for norm in (False, True))
+    x = torch.randn(2, 16, 5, 5)
+    change = [block(100 * x) - 100 * x for block in (plain, normed)]
+    torch.testing.assert_close(change[1], normed(x) - x, rtol=1e-3, atol=1e-3)
+    assert change[0].norm() > 10 * change[1].norm()
+
+
+def test_a_residual_decoder_stays_within_bounds_far_from_the_data():
+    """Whatever the z, what its last layer sees has the size that normalisation gives it."""
+    model, seen = small("residual", (1, 28, 28)), []
+    last = [m for m in model.decoder.modules() if isinstance(m, nn.ConvTranspose2d)][-1]
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].square().mean().sqrt()))
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    for scale in (1, 1000):
+        model.decode(scale * z)
+    assert seen[1] < 2 * seen[0]
+
+
 def test_ladders_levels_add_up():
     model, x = small("ladder"), images()
     output = model(x, seed=1)

@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vaefast import checkpoint
+from vaefast import checkpoint, sampling
 from vaefast.data import Batches, digits
 from vaefast.distributions import DiagonalGaussian
 from vaefast.models import VAE, dense_vae
 from vaefast.objectives import elbo
+from vaefast.runs import Run
 from vaefast.training import (
     NotFiniteError,
     Settings,
@@ -409,6 +410,8 @@ def few(data, tmp_path_factory) -> dict:
     ("changes", "message"),
     [
         ({"model": "diffusion"}, "model must be one of dense.*, got 'diffusion'"),
+        ({"sampler": "dice"}, "sampler must be one of prior, normal, gmm.*, got 'dice'"),
+        ({"sampler": "gmm", "sampler_options": "colour=3"}, "sampler 'gmm': .*colour"),
         ({"objective": "luck"}, "objective must be one of elbo.*, got 'luck'"),
         (
             {"model_options": "activate=gelu"},
@@ -455,6 +458,23 @@ def test_a_recipe_is_where_settings_begin():
     assert mine.model == RECIPES["best"]["model"]
     assert mine.given == {"recipe", "latent"}
     assert dataclasses.replace(mine, epochs=3).latent == mine.latent
+
+
+def test_a_run_draws_from_its_sampler(few, tmp_path):
+    """In samples.png, and afterwards where nothing else is asked for; the weights do not depend on it."""
+    opened = {}
+    told = {"components": 3, "on": "sample"}
+    for name in ("prior", "gmm"):
+        text = " ".join(f"{key}={value}" for key, value in told.items())
+        run(small(tmp_path / name, **few, sampler=name, sampler_options=text), silent)
+        opened[name] = Run(tmp_path / name)
+    assert torch.equal(*(next(each.model.parameters()) for each in opened.values()))
+    for name, each in opened.items():
+        model, samples = each.model, each.samples(100)
+        fitted = sampling.fitted(name, model, each.data.train, seed=0, **told)
+        torch.testing.assert_close(samples, model.sample(100, seed=0, sampler=fitted).detach(), rtol=0, atol=0)
+        assert (tmp_path / name / "samples.png").read_bytes() == pictures.grid(samples, 10)
+    assert not torch.allclose(opened["prior"].samples(4), opened["gmm"].samples(4))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from vaefast import checkpoint
+from vaefast import checkpoint, sampling
 from vaefast.data import Split
 from vaefast.training import Settings, SettingsError, build, load
 from vaefast.training.job import CHECKPOINT
+from vaefast.training.settings import options
 
 EVALUATION = "evaluation.json"
 
@@ -84,6 +85,24 @@ class Run:
     @property
     def model_name(self) -> str:
         return (self.model.config or {}).get("name", type(self.model).__name__)
+
+    @property
+    def sampler_name(self) -> str:
+        """Where its samples come from, unless someone wants others."""
+        return self.settings.get("sampler", sampling.PRIOR)
+
+    def sampler(self, name: str, seed: int) -> sampling.Sampler | None:
+        """As `sampling.fitted`, to what the run was trained on; its own has the options that it was given."""
+        if name == sampling.PRIOR:
+            return None
+        told = options(Settings(**self.settings), "sampler_options") if name == self.sampler_name else {}
+        return sampling.fitted(name, self.model, self.data.train, seed=seed, **told)
+
+    @torch.no_grad()
+    def samples(self, count: int) -> torch.Tensor:
+        """E[x | z] for z of its own sampler; those of the run's seed."""
+        seed = self.settings.get("seed", 0)
+        return self.model.sample(count, seed=seed, sampler=self.sampler(self.sampler_name, seed))
 
     @property
     def history(self) -> list[dict]:

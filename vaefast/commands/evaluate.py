@@ -73,12 +73,13 @@ def add(subparsers) -> None:
     compare.set_defaults(command=_compare)
 
 
-def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, sampler: str, seed: int) -> None:
+def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, sampler: str | None, seed: int) -> None:
     inputs.need("an evaluation", _NEEDS)
     opened = Run(run)
     if not opened.pictorial:
         raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
     train, test = (opened.rows(data, len(data)) for data in (opened.data.train, opened.data.test))
+    sampler = sampler or opened.sampler_name
     options = {"samples": samples, "extractor": extractor, "importance_samples": importance_samples, "seed": seed}
     options["progress"] = sys.stderr.isatty()
     try:
@@ -144,7 +145,7 @@ def _sheet(runs: Sequence[Run]) -> bytes:
     margin, title = 16, 34
     strips = []
     for run in runs:
-        samples = run.model.sample(_SHOWN, seed=run.settings.get("seed", 0))
+        samples = run.samples(_SHOWN)
         x, _ = run.held_out(_SHOWN // 2)
         drawn = pictures.grid(samples, _COLUMNS), pictures.reconstructions(x, run.model.reconstruct(x), _COLUMNS)
         strips.append([Image.open(io.BytesIO(png)) for png in drawn])

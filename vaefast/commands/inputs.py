@@ -13,8 +13,6 @@ import torch
 from vaefast import sampling
 from vaefast.runs import Run
 
-_PRIOR = "prior"
-_FITTED = 20_000  # samples of the data, at most, that a sampler is fitted to
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -120,11 +118,10 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     """The option --sampler."""
     parser.add_argument(
         "--sampler",
-        choices=(_PRIOR, *sampling.NAMES),
-        default=_PRIOR,
+        choices=(sampling.PRIOR, *sampling.NAMES),
         metavar="NAME",
-        help=f"where latents come from: {_PRIOR}, the model's own; or, fitted to the training data first, "
-        f"{', '.join(sampling.NAMES)} (%(default)s)",
+        help=f"where latents come from: {sampling.PRIOR}, the model's own; or, fitted to the training data first, "
+        f"{', '.join(sampling.NAMES)} (what the run was trained with, {sampling.PRIOR} by default)",
     )
 
 
@@ -134,10 +131,7 @@ def fitted_sampler(run: Run, name: str, seed: int) -> sampling.Sampler | None:
     Raises:
         CommandError: for one that is not meant for this model.
     """
-    if name == _PRIOR:
-        return None
-    torch.manual_seed(seed)
     try:
-        return sampling.create(name).fit(run.model, run.rows(run.data.train, _FITTED))
+        return run.sampler(name, seed)
     except TypeError as error:
         raise CommandError(f"--sampler {name}: {error}") from None

@@ -80,11 +80,11 @@ def _images(parser, output: str) -> None:
 
 
 @torch.no_grad()
-def _sample(run: str, count: int, seed: int, temperature: float, sampler: str, output: str | None) -> None:
+def _sample(run: str, count: int, seed: int, temperature: float, sampler: str | None, output: str | None) -> None:
     inputs.need("drawing", _NEEDS)
     opened = Run(run)
     path = _output(opened, output, "sampled.png")
-    fitted = inputs.fitted_sampler(opened, sampler, seed)
+    fitted = inputs.fitted_sampler(opened, sampler or opened.sampler_name, seed)
     images = opened.model.sample(count, seed=seed, temperature=temperature, sampler=fitted)
     _write(images, path, _columns(count))
 

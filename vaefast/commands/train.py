@@ -9,7 +9,7 @@ import types
 import typing
 from pathlib import Path
 
-from vaefast import models, objectives
+from vaefast import models, objectives, sampling
 from vaefast._options import nearest
 from vaefast.commands.inputs import CommandError, need
 from vaefast.models import parts, priors
@@ -40,6 +40,7 @@ _GROUPS = {
     "what to learn from, and where it goes": ("output", "recipe", "data", "data_options"),
     "the model and its loss": (
         *("model", "model_options", "latent", "likelihood", "prior"),
+        *("sampler", "sampler_options"),
         *("objective", "objective_options", "anneal"),
     ),
     "the machine": ("seed", "device", "backend", "threads", "amp", "compile", "cuda_graph"),
@@ -50,6 +51,7 @@ _NAMES = {
     "objective": objectives.NAMES,
     "likelihood": parts.LIKELIHOODS,
     "prior": priors.NAMES,
+    "sampler": (sampling.PRIOR, *sampling.NAMES),
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 

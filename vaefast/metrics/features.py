@@ -135,14 +135,15 @@ NAMES = {"lite0": Lite0, "inception": Inception}
 
 @functools.lru_cache(maxsize=4)
 def create(name: str = "lite0", device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of this name, loaded once.
+    """The extractor of this name, loaded once; PyTorch's generator is where it was.
 
     Raises:
         ValueError: for an unknown name. ModuleNotFoundError: for what it needs and is not installed.
     """
     if name not in NAMES:
         raise ValueError(f"extractor must be one of {', '.join(map(repr, NAMES))} or a callable, got {name!r}")
-    return NAMES[name](device=device)
+    with torch.random.fork_rng(devices=[]):
+        return NAMES[name](device=device)
 
 
 def resolve(extractor: Extractor | str | None, device: torch.device | str = "cpu") -> Extractor:

@@ -90,8 +90,9 @@ class LPIPS(nn.Module):
 
 @functools.lru_cache(maxsize=2)
 def network(device: torch.device | str = "cpu") -> LPIPS:
-    """The LPIPS network, loaded once."""
-    return LPIPS().to(device)
+    """The LPIPS network, loaded once; PyTorch's generator is where it was."""
+    with torch.random.fork_rng(devices=[]):
+        return LPIPS().to(device)
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -70,6 +71,11 @@ def flatten(data_shape: Sequence[int]) -> list[nn.Module]:
 def unflatten(data_shape: Sequence[int]) -> list[nn.Module]:
     """[B, N] -> [B, *data_shape]; no layer where that is the shape."""
     return [] if len(data_shape) == 1 else [nn.Unflatten(1, tuple(data_shape))]
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Of eight groups, where channels can be divided so (Wu and He 2018)."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class Head(nn.Module):

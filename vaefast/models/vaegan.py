@@ -43,7 +43,7 @@ class PatchCritic(nn.Module):
         found = []
         for i in range(layers + 1):
             found += [he(nn.Conv2d(widths[i], widths[i + 1], 4, 2 if i < layers else 1, 1))]
-            found += [nn.GroupNorm(math.gcd(8, widths[i + 1]), widths[i + 1])] if i else []
+            found += [parts.norm(widths[i + 1])] if i else []
             found += [nn.LeakyReLU(0.2)]
         self.features = nn.Sequential(*found).to(memory_format=torch.channels_last)
         self.logits = glorot(nn.Conv2d(widths[-1], 1, 4, 1, 1))
@@ -78,7 +78,7 @@ class ImageCritic(nn.Module):
         found = []
         for i in range(len(sizes) - 1):
             found += [he(nn.Conv2d(widths[i], widths[i + 1], 3, 2, 1))]
-            found += [nn.GroupNorm(math.gcd(8, widths[i + 1]), widths[i + 1])] if i else []
+            found += [parts.norm(widths[i + 1])] if i else []
             found += [nn.LeakyReLU(0.2)]
         self.features = nn.Sequential(*found).to(memory_format=torch.channels_last)
         flat = widths[-1] * math.prod(sizes[-1])

@@ -15,6 +15,7 @@ from vaefast.report import latent, svg
 from vaefast.report.measures import compared, measures, missing, number, training_measures
 from vaefast.report.style import STYLE
 from vaefast.runs import Run
+from vaefast.sampling import PRIOR
 from vaefast.training import pictures
 
 _SAMPLES, _COLUMNS = 100, 10
@@ -129,9 +130,9 @@ def _duration(seconds: float) -> str:
 
 @torch.no_grad()
 def _samples(run: Run) -> str:
-    images = run.model.sample(_SAMPLES, seed=run.settings.get("seed", 0))
-    png = pictures.grid(images, _COLUMNS)
-    figure = _figure(_image(png, "images drawn by the model"), "Drawn from the prior, not chosen.")
+    png = pictures.grid(run.samples(_SAMPLES), _COLUMNS)
+    where = "the prior" if run.sampler_name == PRIOR else f"the sampler {run.sampler_name}"
+    figure = _figure(_image(png, "images drawn by the model"), f"Drawn from {where}, not chosen.")
     return f"<section><h2>Samples</h2>\n{figure}</section>"
 
 

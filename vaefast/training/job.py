@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -15,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from vaefast import _backends, checkpoint, models, objectives
+from vaefast import _backends, checkpoint, models, objectives, sampling
 from vaefast.data import Batches, DataError, Split
 from vaefast.info import versions
 from vaefast.training import build, distributed, pictures, state
 from vaefast.training.progress import Bar, TensorBoard
-from vaefast.training.settings import Settings, SettingsError
+from vaefast.training.settings import Settings, SettingsError, options
 from vaefast.training.trainer import Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -41,6 +42,7 @@ _SECONDS = 10.0  # at least, between two saves at the ends of epochs
 _WATCHED = 500  # held-out samples whose active units are counted after every epoch
 # what a run may change when it is resumed; everything else is part of what it is
 _FREE = {"output", "epochs", "checkpoint_every", "resume", "tensorboard", "device", "backend", "threads"}
+_FREE |= {"sampler", "sampler_options"}
 
 
 def prepare(settings: Settings) -> torch.device:
@@ -61,9 +63,17 @@ def prepare(settings: Settings) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"there is no '{device}' here: PyTorch sees {torch.cuda.device_count()} GPUs")
-    for name, names in (("model", models.NAMES), ("objective", objectives.NAMES)):
+    samplers = (sampling.PRIOR, *sampling.NAMES)
+    for name, names in (("model", models.NAMES), ("objective", objectives.NAMES), ("sampler", samplers)):
         if getattr(settings, name) not in names:
             raise SettingsError(f"{name} must be one of {', '.join(names)}, got {getattr(settings, name)!r}")
+    if settings.sampler != sampling.PRIOR:
+        try:
+            sampling.create(settings.sampler, **options(settings, "sampler_options"))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"sampler {settings.sampler!r}: {error}") from None
+    if settings.sampler == "gmm" and importlib.util.find_spec("sklearn") is None:
+        raise SettingsError("the sampler gmm needs scikit-learn: pip install scikit-learn")
     try:
         with _backends.use_backend(settings.backend):
             _backends.choose("rsample_kl_forward", device.type)
@@ -350,13 +360,16 @@ def _save(run: _Run, metrics: dict) -> None:
     checkpoint.write(folder / "curves.png", pictures.curves(metrics["history"]))
     if not run.pictorial:
         return
-    samples = model.sample(_COLUMNS**2, seed=run.settings.seed)
-    checkpoint.write(folder / "samples.png", pictures.grid(samples, _COLUMNS))
     test = run.data.test
     count = min(5 * _COLUMNS, len(test))
     shown = test[torch.arange(count) * (len(test) // count)].to(device)  # digits are sorted by class: five of each
     made = model.reconstruct(shown)
     checkpoint.write(folder / "reconstructions.png", pictures.reconstructions(shown, made, _COLUMNS))
+    seed = run.settings.seed
+    told = options(run.settings, "sampler_options")
+    sampler = sampling.fitted(run.settings.sampler, model, run.data.train, seed=seed, **told)
+    samples = model.sample(_COLUMNS**2, seed=seed, sampler=sampler)
+    checkpoint.write(folder / "samples.png", pictures.grid(samples, _COLUMNS))
 
 
 def _report(run: _Run, metrics: dict, say: Callable[[str], None]) -> None:

@@ -53,6 +53,10 @@ class Settings:
     )
     likelihood: str | None = _field(None, "NAME", "what the decoder's output says of the data; off: the model's own")
     prior: str | None = _field(None, "NAME", "the distribution of z; off: the model's own, a standard normal")
+    sampler: str = _field(
+        "prior", "NAME", "where images are drawn from: prior, the model's own, or what is fitted after training"
+    )
+    sampler_options: str = _field("", "OPTIONS", 'such as "components=20"')
     objective: str = _field("elbo", "NAME", "what is minimised")
     objective_options: str = _field("", "OPTIONS", 'such as "beta=4"')
     anneal: str = _field(
@@ -131,7 +135,7 @@ class Settings:
         _one_of("amp", self.amp, AMP)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
-        for name in ("data_options", "model_options", "objective_options", "anneal"):
+        for name in ("data_options", "model_options", "sampler_options", "objective_options", "anneal"):
             options(self, name)
 
 

@@ -29,7 +29,8 @@ class Trainer:
     """Minimises an objective, epoch by epoch.
 
     Args:
-        model: any module; it is used where it lies when the trainer is made, and batches are moved to the device of its first parameter.
+        model: any module; it is used where it lies when the trainer is made, and batches are moved to the device of
+            its first parameter.
         objective: (model, batch) -> {"loss": [B], ...}, parts per sample; the mean loss is minimised, the others are
             reported. One with `critic`, a module, and `critic_loss(model, batch) -> parts` is adversarial: the
             critic's mean loss is minimised right after each step of the model, on the same batch.
