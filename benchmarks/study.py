@@ -38,6 +38,7 @@ BASE = {
     "latent": 16,
     "batch_size": 64,
     "lr": 3e-3,  # at 1e-3 no variant is near its end after so few steps, and z is far from N(0, I) in all of them
+    "warmup": 300,  # without it sigma = 1, whose gradient by z is small, lets go of z in the first steps
     "critic_lr": 1e-3,  # read by the adversarial variants alone
 }
 
