@@ -51,10 +51,10 @@ def _bytes(workload: str, pixels: int) -> torch.Tensor:
 
 def _flushed(step: Callable) -> Callable:
     @functools.wraps(step)
-    def call(*args):
+    def call(*args, **options):
         torch.set_flush_denormal(True)
         try:
-            return step(*args)
+            return step(*args, **options)
         finally:
             torch.set_flush_denormal(False)
 
