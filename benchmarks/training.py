@@ -91,13 +91,10 @@ class PlainVAE(nn.Module):
 
 def _as_plain(named: Iterable[tuple[str, torch.Tensor]]) -> list[torch.Tensor]:
     """vaefast's parameters, or their gradients, in the order of the plain VAE's, whose two heads are apart."""
-    found = list(named)
-    heads = {name: value.chunk(2) for name, value in found if ".heads." in name}
-    weight, bias = heads["encoder.heads.weight"], heads["encoder.heads.bias"]
-    split = [part for pair in zip(weight, bias, strict=True) for part in pair]
-    at = [name for name, _ in found].index("encoder.heads.weight")
-    values = [value for name, value in found if name not in heads]
-    return [*values[:at], *split, *values[at:]]
+    values = dict(named)
+    weight, bias = (values.pop(f"encoder.heads.{name}").chunk(2) for name in ("weight", "bias"))
+    encoder, decoder = ([v for n, v in values.items() if n.startswith(part)] for part in ("encoder.", "decoder."))
+    return [*encoder, weight[0], bias[0], weight[1], bias[1], *decoder]
 
 
 def _plain(workload: str, pixels: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:

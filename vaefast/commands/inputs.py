@@ -118,7 +118,7 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     """The option --sampler."""
     parser.add_argument(
         "--sampler",
-        choices=(sampling.PRIOR, *sampling.NAMES),
+        choices=sampling.CHOICES,
         metavar="NAME",
         help=f"where latents come from: {sampling.PRIOR}, the model's own; or, fitted to the training data first, "
         f"{', '.join(sampling.NAMES)} (what the run was trained with, {sampling.PRIOR} by default)",

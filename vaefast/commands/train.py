@@ -51,7 +51,7 @@ _NAMES = {
     "objective": objectives.NAMES,
     "likelihood": parts.LIKELIHOODS,
     "prior": priors.NAMES,
-    "sampler": (sampling.PRIOR, *sampling.NAMES),
+    "sampler": sampling.CHOICES,
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 

@@ -65,7 +65,7 @@ class VAE(Pretrained, torch.nn.Module):
 
     def seen(self, x: torch.Tensor) -> torch.Tensor:
         """x as the encoder takes it."""
-        if getattr(getattr(self.likelihood, "row", None), "counts", False):
+        if self._data_is("counts"):
             return torch.log1p(x.to(next(self.parameters()).dtype))
         return self.unit(x)
 
@@ -102,8 +102,11 @@ class VAE(Pretrained, torch.nn.Module):
     def expectation(self, decoded) -> torch.Tensor:
         """E[x | the likelihood's parameters], on the scale of `decode`."""
         mean = self.likelihood.mean(decoded)
-        signed = getattr(getattr(self.likelihood, "row", None), "signed", False)
-        return ((mean + 1) / 2).clamp(0, 1) if signed else mean
+        return ((mean + 1) / 2).clamp(0, 1) if self._data_is("signed") else mean
+
+    def _data_is(self, kind: str) -> bool:
+        """Whether the likelihood is one of ours, and of data of this kind."""
+        return getattr(getattr(self.likelihood, "row", None), kind, False)
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """E[x | z] at the mean of q(z | x): the same for every call."""

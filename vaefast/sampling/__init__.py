@@ -17,6 +17,7 @@ from vaefast.sampling.two_stage import TwoStage
 
 PRIOR = "prior"  # where a sampler is named: none, but the model's own prior
 NAMES = {"normal": Normal, "gmm": GaussianMixture, "two_stage": TwoStage, "flow": Flow}
+CHOICES = (PRIOR, *NAMES)
 
 
 def create(name: str, **options) -> Sampler:
@@ -44,4 +45,4 @@ def fitted(name: str, model: VAE, data, *, seed: int, **options) -> Sampler | No
         return create(name, **options).fit(model, data[torch.arange(count) * len(data) // count])
 
 
-__all__ = ["NAMES", "PRIOR", "Flow", "GaussianMixture", "Normal", "Sampler", "TwoStage", "create", "fitted"]
+__all__ = ["CHOICES", "NAMES", "PRIOR", "Flow", "GaussianMixture", "Normal", "Sampler", "TwoStage", "create", "fitted"]

@@ -32,7 +32,7 @@ def model(settings: Settings, data_shape) -> tuple[torch.nn.Module, dict]:
     chosen = {name: getattr(settings, name) for name in ("likelihood", "prior") if getattr(settings, name) is not None}
     offered = {"data_shape": list(data_shape), "latent": settings.latent}
     config = _offer(models.NAMES.get(settings.model), offered) | chosen | options(settings, "model_options")
-    made = _create("model", models.create, settings.model, config)
+    made = create("model", models.create, settings.model, config)
     return made, getattr(made, "config", {"name": settings.model, **config})
 
 
@@ -43,7 +43,7 @@ def objective(settings: Settings, split: data.Split, model: torch.nn.Module) -> 
     if distributed.world() > 1:
         offered["group"] = torch.distributed.group.WORLD
     given = _offer(objectives.NAMES.get(settings.objective), offered) | options(settings, "objective_options")
-    return _create("objective", objectives.create, settings.objective, given)
+    return create("objective", objectives.create, settings.objective, given)
 
 
 def _offer(function: Callable | None, offered: dict) -> dict:
@@ -52,9 +52,14 @@ def _offer(function: Callable | None, offered: dict) -> dict:
     return {name: value for name, value in offered.items() if name in taken}
 
 
-def _create(what: str, create: Callable, name: str, given: dict):
+def create(what: str, maker: Callable, name: str, given: dict):
+    """maker(name, **given).
+
+    Raises:
+        SettingsError: for what it does not take.
+    """
     try:
-        return create(name, **given)
+        return maker(name, **given)
     except (TypeError, ValueError) as error:
         who = f"{what} {name!r}: "
         raise SettingsError(who + str(error).removeprefix(who)) from None

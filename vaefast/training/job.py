@@ -63,15 +63,11 @@ def prepare(settings: Settings) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"there is no '{device}' here: PyTorch sees {torch.cuda.device_count()} GPUs")
-    samplers = (sampling.PRIOR, *sampling.NAMES)
-    for name, names in (("model", models.NAMES), ("objective", objectives.NAMES), ("sampler", samplers)):
+    for name, names in (("model", models.NAMES), ("objective", objectives.NAMES), ("sampler", sampling.CHOICES)):
         if getattr(settings, name) not in names:
             raise SettingsError(f"{name} must be one of {', '.join(names)}, got {getattr(settings, name)!r}")
     if settings.sampler != sampling.PRIOR:
-        try:
-            sampling.create(settings.sampler, **options(settings, "sampler_options"))
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"sampler {settings.sampler!r}: {error}") from None
+        build.create("sampler", sampling.create, settings.sampler, options(settings, "sampler_options"))
     if settings.sampler == "gmm" and importlib.util.find_spec("sklearn") is None:
         raise SettingsError("the sampler gmm needs scikit-learn: pip install scikit-learn")
     try:

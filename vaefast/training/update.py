@@ -56,8 +56,9 @@ class Update:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(self._parameters[0].device)
 
     def zero_grad(self) -> None:
-        for parameter in self._parameters:  # the optimizer's own takes ten times as long
-            parameter.grad = None
+        for group in self.optimizer.param_groups:  # the optimizer's own method takes several times as long
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def backward(self, loss: torch.Tensor) -> None:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -105,7 +106,7 @@ class Update:
         return taken, taken, taken
 
     def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
-        """In one op for all of them, GradScaler's own: a third of the time of a norm."""
+        """In one op for all of them, GradScaler's own, which takes less time than a norm."""
         found, one = torch.zeros(()), torch.ones(())
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
         return found.item() == 0
