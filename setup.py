@@ -58,6 +58,10 @@ def works(command: list[str], source: str, suffix: str) -> bool:
         return run.returncode == 0
 
 
+def largest_first(folder: str, pattern: str) -> list[Path]:
+    return sorted((ROOT / "csrc" / folder).glob(pattern), key=lambda path: (-path.stat().st_size, path.name))
+
+
 def say(text: str) -> None:
     print(f"vaefast: {text}", file=sys.stderr)
 
@@ -118,18 +122,17 @@ class BuildExtension(build_ext):
         include = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{self.pybind11()}", sources]
         openmp = ["-fopenmp"] if works([cxx, "-fopenmp"], "#include <omp.h>\n", ".cpp") else []
         ninja.rule("cxx", f"{cxx} $flags -MMD -MF $out.d -c $in -o $out")
+        # the longest first, so that no core waits at the end
+        nvcc, cuda = self.cuda(ninja, folder) if with_cuda else (None, None)
         built = []
         for name, flags in self.instruction_sets(cxx).items():
             define = [f"-DVAEFAST_ISA={name}"]
             flags = [*COMMON, *EXACT, *EXPLICIT, *openmp, *flags, *define, sources]
-            for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+            for source in largest_first("cpu", "*.cpp"):
                 ninja.compile("cxx", f"cpu/{source.name}", folder / f"{source.stem}_{name}.o", flags)
             built.append(name)
-        defines = [f"-DVAEFAST_HAS_{name.upper()}" for name in built]
-        facts = {"compiler": self.version(cxx), "openmp": bool(openmp), "instruction_sets": built, "cuda": None}
-        if with_cuda:
-            nvcc, facts["cuda"] = self.cuda(ninja, folder)
-            defines.append("-DVAEFAST_HAS_CUDA")
+        defines = [f"-DVAEFAST_HAS_{name.upper()}" for name in [*built, *(["cuda"] if with_cuda else [])]]
+        facts = {"compiler": self.version(cxx), "openmp": bool(openmp), "instruction_sets": built, "cuda": cuda}
         # a Python literal, read back by `vaefast info`
         (folder / "build_facts.h").write_text(f'#define VAEFAST_BUILD_FACTS R"facts({facts!r})facts"\n')
         ninja.compile("cxx", "module.cpp", folder / "module.o", [*COMMON, *openmp, *include, *defines, f"-I{folder}"])
@@ -160,13 +163,15 @@ class BuildExtension(build_ext):
         if not Path(nvcc).exists():
             raise UnavailableError("no nvcc")
         archs = os.environ.get("VAEFAST_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";")
-        code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-        code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # and what comes after
+        archs.sort(key=lambda a: int(a.strip().rstrip("af")))
+        # One front end for all: nothing of ours is new since the first, and its PTX serves what comes after the last.
+        targets = ",".join([*(f"sm_{a}" for a in archs), f"compute_{archs[0]}"])
+        code = [f"-gencode=arch=compute_{archs[0]},code=[{targets}]", "--threads=0", "-Xfatbin=-compress-all"]
         if not works([nvcc, *code], "__global__ void probe() {}\n", ".cu"):
             raise UnavailableError(f"{nvcc} does not compile for {', '.join(archs)}")
         ninja.rule("nvcc", f"{nvcc} $flags -MD -MF $out.d -c $in -o $out")
         flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc'}", *code]
-        for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        for source in largest_first("cuda", "*.cu"):
             ninja.compile("nvcc", f"cuda/{source.name}", folder / f"{source.stem}_cuda.o", flags)
         return nvcc, {"nvcc": self.version(nvcc), "architectures": archs}
 
