@@ -30,10 +30,13 @@ def _results():
                 sampler: {"measures": _measures(of, seed), "images": images}
                 for sampler, of in [("normal", values), *[(s, BETTER) for s in variant.samplers]]
             }
-            run = {"variant": name, "seed": seed, "parameters": 1, "train_cpu_seconds": 1.0, "samplers": samplers}
-            runs.append(run | {"settings": {}})
+            seconds = {"train_cpu_seconds": 1.0, "cpu_seconds": 1.0}
+            runs.append(
+                {"variant": name, "seed": seed, "parameters": 1, "settings": {}, "samplers": samplers} | seconds
+            )
     about = {"machine": {"cpu": "a CPU", "cores": 2}, "versions": {"torch": "2"}, "commit": "0" * 40, "date": "today"}
     sizes = {"train_images": 1, "test_images": 1, "samples": 1, "steps": 1, "batch_size": 1, "latent": 1}
+    sizes["cpu_seconds"] = 60.0
     variants = {n: v._asdict() for n, v in study.VARIANTS.items()}
     return about | sizes | {"variants": variants, "attainable": BETTER, "runs": runs}
 

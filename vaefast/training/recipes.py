@@ -12,7 +12,7 @@ RECIPES: dict[str, dict] = {
         "objective": "vaegan",
         "objective_options": "reconstruction=likelihood width=16 gan_weight=1.5",
         "sampler": "gmm",
-        "sampler_options": "components=20 on=sample temperature=1.05",
+        "sampler_options": "components=20 on=sample temperature=1.1",
         "epochs": 25,
         "lr": 3e-3,
         "critic_lr": 2e-3,
