@@ -177,7 +177,7 @@ def _optimal_sigma(mu, x, batch_ndim):
 def _optimal_sigma_reference(mu, x, batch_ndim):
     half_error = _per_sample(lambda mu, x: gaussian.squared_error(mu, x, 1.0, 0.0, 0.0))(mu, x, batch_ndim)
     count = torch.full_like(half_error, math.prod(mu.shape[batch_ndim:]))
-    return gaussian.optimal_sigma_nll(half_error, count, False, -6.0)
+    return gaussian.optimal_sigma_nll(half_error, count, half_error.sum(), count.sum(), -6.0)
 
 
 def _classes(logits):

@@ -121,6 +121,19 @@ def test_free_bits_and_capacity_are_elbo_loss(model, options):
     close(parts["kl"], output.kl)
 
 
+def test_a_ladders_free_bits_are_its_levels():
+    torch.manual_seed(0)
+    ladder, x = models.create("ladder", data_shape=(1, 8, 8), latent=2, width=4), torch.rand(3, 1, 8, 8)
+    torch.manual_seed(1)
+    levels = ladder(x).kl_by_level.mean(0).detach()
+    free = float(levels.mean())  # some levels have more, some less
+    assert levels.min() < free < levels.max()
+    torch.manual_seed(1)
+    parts = create("elbo", free_bits=free, beta=2.0)(ladder, x)
+    close(parts["regulariser"][0], 2 * levels.clamp(min=free).sum())
+    close(parts["loss"], parts["reconstruction"] + parts["regulariser"])
+
+
 @pytest.mark.parametrize("estimator", ["weighted", "stratified"])
 def test_beta_tcvae(model, estimator):
     x = batch()
@@ -317,8 +330,8 @@ def test_errors(model):
         ),
         (
             ValueError,
-            "free_bits must have a model whose posterior",
-            lambda: create("elbo", free_bits=1)(ladder, images),
+            "per_channel must be False for a ladder",
+            lambda: create("elbo", free_bits=1, per_channel=True)(ladder, images),
         ),
     ]:
         with pytest.raises(error, match=words):

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 import vaefast
+from vaefast import objectives
 from vaefast.data import Batches, Split
 from vaefast.distributions import DiagonalGaussian
-from vaefast.models import VAEOutput, dense_vae
-from vaefast.nn import Linear
+from vaefast.models import VAE, dense_vae
+from vaefast.nn import Linear, OptimalSigmaGaussian
 from vaefast.objectives import elbo
 from vaefast.training import EMA, NotFiniteError, Settings, Trainer, build, distributed
 
@@ -465,47 +466,63 @@ def test_two_processes_train_as_one(tmp_path):
     assert not set(first["seeds"]) & set(second["seeds"])
 
 
-class Still(nn.Module):
-    """A VAE whose noise is known: eps of a row is a function of that row, and of the prior its share of a table."""
-
-    latent_shape = (2,)
+class Still(VAE):
+    """Its noise is known: eps of a row is a function of that row, and of the prior its share of a table."""
 
     def __init__(self):
-        super().__init__()
         torch.manual_seed(0)
-        self.encoder, self.decoder = nn.Linear(3, 4).double(), nn.Linear(2, 3).double()
+        super().__init__(nn.Linear(3, 4), nn.Linear(2, 3), (2,), OptimalSigmaGaussian())
+        self.double()
 
-    def forward(self, x):
+    def draw(self, x, *, seed=None):
         q = DiagonalGaussian(self.encoder(x))
-        z = q.mean + q.std * torch.sin(9 * x[:, :2])
-        return VAEOutput(self.decoder(z), z, q.kl(), q)
-
-    def likelihood(self, decoded, x):
-        return (decoded - x).square().sum(1)
+        return q.mean + q.std * torch.sin(9 * x[:, :2]), q.kl(), q
 
     def sample_prior(self, count):
         table = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         return distributed.shard(table)[:count]
 
 
-# what each has of the whole batch
-OF_THE_BATCH = {
-    "beta_tcvae": ("", "total_correlation"),
-    "info_vae": ("lambda_=20.0", "mmd"),
-    "wae_mmd": ("unbiased=false kernel=rbf scales=[1.0]", "mmd"),
-    "dip_vae": ("kind=II", "regulariser"),
-}
+class Critic(nn.Module):
+    def __init__(self):
+        torch.manual_seed(1)
+        super().__init__()
+        self.features, self.logits = nn.Linear(3, 5).double(), nn.Linear(5, 1).double()
+
+    def forward(self, x):
+        h = self.features(x)
+        return h, self.logits(h.tanh()).squeeze(1)
 
 
-def _train_terms_of_the_batch() -> dict:
-    rows, found = line(46).double(), {}
-    for name, (options, _) in OF_THE_BATCH.items():
+# objective, its options, and what it has of the whole batch; all have an optimal sigma
+OF_THE_BATCH = [
+    ("beta_tcvae", "", "total_correlation"),
+    ("info_vae", "lambda_=20.0", "mmd"),
+    ("wae_mmd", "unbiased=false kernel=rbf scales=[1.0]", "mmd"),
+    ("dip_vae", "kind=II", "regulariser"),
+    ("elbo", "free_bits=0.5", "regulariser"),
+    ("elbo", "capacity=3.0", "regulariser"),
+    ("vaegan", "reconstruction=likelihood", "weight"),
+    ("vaegan_larsen", "", "weight"),
+]
+
+
+def _train_terms_of_the_batch() -> list[dict]:
+    rows, found = line(46).double(), []
+    for name, options, _ in OF_THE_BATCH:
         model = Still()
-        settings = Settings(objective=name, objective_options=options)
-        objective = build.objective(settings, Split(rows, None, rows, None), model)
-        trainer = Trainer(model, objective, torch.optim.Adam(model.parameters(), lr=1e-2), accumulate=2)
+        settings = Settings(objective=name, objective_options=options, lr=1e-2, accumulate=2)
+        if name.startswith("vaegan"):
+            options = {"critic": Critic(), "group": dist.group.WORLD if dist.is_initialized() else None}
+            given = build.options(settings, "objective_options")
+            objective = objectives.create(name, **options, **given)
+        else:
+            objective = build.objective(settings, Split(rows, None, rows, None), model)
+        trainer = build.trainer(settings, model, objective, 7)
+        assert (model.likelihood.group is not None) == dist.is_initialized()
+        assert copy.deepcopy(model).likelihood.group is None
         trainer.fit(Batches(rows, 7), Batches(rows, 8), epochs=2)  # the last one has 4 rows
-        found[name] = {"model": model.state_dict(), "history": trainer.history}
+        found.append({"model": model.state_dict(), "history": trainer.history})
     return found
 
 
@@ -520,12 +537,13 @@ def _rank_of_the_batch(rank, rendezvous, folder):
 def test_terms_of_the_batch_are_those_of_one_process(tmp_path):
     torch.multiprocessing.spawn(_rank_of_the_batch, (tmp_path / "rendezvous", tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for name, alone in _train_terms_of_the_batch().items():
-        assert first[name]["history"] == second[name]["history"]
-        for ours, expected in zip(first[name]["history"], alone["history"], strict=True):
+    every = zip(OF_THE_BATCH, first, second, _train_terms_of_the_batch(), strict=True)
+    for (*name, part), one, other, alone in every:
+        assert one["history"] == other["history"]
+        for ours, expected in zip(one["history"], alone["history"], strict=True):
             for split in ("train", "held-out"):
                 assert ours[split] == pytest.approx(expected[split], rel=1e-9), name
-                assert abs(ours[split][OF_THE_BATCH[name][1]]) > 1e-4
+            assert abs(ours["train"][part]) > 1e-4
         for key, value in alone["model"].items():
-            assert torch.equal(first[name]["model"][key], second[name]["model"][key])
-            torch.testing.assert_close(first[name]["model"][key], value, rtol=1e-9, atol=1e-12)
+            assert torch.equal(one["model"][key], other["model"][key])
+            torch.testing.assert_close(one["model"][key], value, rtol=1e-9, atol=1e-12)

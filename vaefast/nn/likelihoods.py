@@ -12,7 +12,7 @@ from torch import distributions
 
 from vaefast import _options, ops
 from vaefast.ops import _checks
-from vaefast.ops.gaussian import half_squared_error
+from vaefast.ops.gaussian import half_squared_error, squared_error_total
 from vaefast.reference import gaussian, logistic_mixture
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -178,13 +178,16 @@ class OptimalSigmaGaussian(Likelihood):
 
     Args:
         per_sample: a sigma for each sample, in training and in `eval()`; nothing is kept then.
-        log_sigma_min, others: as for the function and Likelihood.
+        log_sigma_min, group, others: as for the function and Likelihood.
+
+    group is an attribute, which a trainer in several processes may set, and is not copied or stored with the module.
     """
 
     row = Row("OptimalSigmaGaussian", "optimal_sigma_nll", "mu", _first)
 
-    def __init__(self, *, per_sample: bool = False, log_sigma_min: float = -6.0, **options):
+    def __init__(self, *, per_sample: bool = False, log_sigma_min: float = -6.0, group=None, **options):
         super().__init__(per_sample=per_sample, log_sigma_min=log_sigma_min, **options)
+        self.group = group
         self.register_buffer("mean_squared_error", torch.ones(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -192,14 +195,19 @@ class OptimalSigmaGaussian(Likelihood):
         (mu,) = self._complete(parameters)
         options = {"weight": weight, "batch_ndim": self.batch_ndim, "validate": self.validate}
         half_error, count = half_squared_error(mu, x, **options)
-        if self.training or self.options["per_sample"]:
-            nll = gaussian.optimal_sigma_nll(half_error, count, *self.options.values())
-            if self.training and not self.options["per_sample"]:
-                self._observe(half_error.detach(), count)
+        per_sample, log_sigma_min = self.options.values()
+        if self.training or per_sample:
+            total = squared_error_total(half_error, count, per_sample, self.group)
+            nll = gaussian.optimal_sigma_nll(half_error, count, *total, log_sigma_min)
+            if self.training and not per_sample:
+                self._observe(*total)
         else:
             sigma = self.sigma.to(half_error.dtype)
             nll = half_error / sigma.square() + count * (sigma.log() + 0.5 * math.log(2 * math.pi))
         return nll if self.reduction == "none" else getattr(nll, self.reduction)()
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"group": None}
 
     @property
     def sigma(self) -> torch.Tensor:
@@ -209,7 +217,7 @@ class OptimalSigmaGaussian(Likelihood):
     @torch.no_grad()
     def _observe(self, half_error: torch.Tensor, count: torch.Tensor) -> None:
         self.steps += 1
-        error = (2 * half_error.sum() / count.sum().clamp(min=1)).to(self.mean_squared_error.dtype)
+        error = (2 * half_error / count.clamp(min=1)).to(self.mean_squared_error.dtype)
         self.mean_squared_error.lerp_(error, self.steps.reciprocal().clamp(min=0.01).to(error.dtype))
 
 

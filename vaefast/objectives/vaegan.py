@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from vaefast.models import VAE, ImageCritic, PatchCritic
-from vaefast.ops import optimal_sigma_nll
+from vaefast.ops import optimal_sigma_nll, ranks
 
 Parts = dict[str, torch.Tensor]
 
@@ -28,15 +28,16 @@ def _per_sample(logits: torch.Tensor) -> torch.Tensor:
     return logits.flatten(1).mean(1) if logits.ndim > 1 else logits
 
 
-def _balance(model: VAE, reconstruction: torch.Tensor, generator: torch.Tensor) -> torch.Tensor:
-    """|grad reconstruction| / (|grad generator| + 1e-4), at most 1e4, of their means at the decoder's last layer; 0 in
-    evaluation."""
+def _balance(model: VAE, reconstruction: torch.Tensor, generator: torch.Tensor, group) -> torch.Tensor:
+    """|grad reconstruction| / (|grad generator| + 1e-4), at most 1e4, of their means over all ranks' rows at the
+    decoder's last layer; 0 in evaluation."""
     if not (model.training and torch.is_grad_enabled()):
         return reconstruction.new_zeros(())
-    norms = [
-        torch.autograd.grad(part.mean(), model.last_layer, retain_graph=True)[0].norm()
+    gradients = [
+        torch.autograd.grad(part.sum(), model.last_layer, retain_graph=True)[0].flatten()
         for part in (reconstruction, generator)
     ]
+    norms = ranks.mean(torch.stack(gradients), len(reconstruction), group).norm(dim=1)
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
 
@@ -68,6 +69,7 @@ class LarsenVAEGAN(nn.Module):
         gan_weight: how much the generator's term counts beside the reconstruction.
         gamma: for the paper's fixed weight, (1 - gamma) / gamma; above 0, at most 1.
         beta: the weight of kl.
+        group: of processes, as `torch.distributed.group.WORLD`: weight and sigma are then those of all its ranks' rows.
 
     Called with (model, x), x [B, *data_shape] in 0…1 or uint8, it gives {"loss", "reconstruction", "kl", "generator",
     "weight"}, each [B]; loss is beta kl + reconstruction + weight generator. The weight by gradients is 0 where none is
@@ -83,12 +85,13 @@ class LarsenVAEGAN(nn.Module):
         beta: float = 1.0,
         width: int = 32,
         critic: nn.Module | None = None,
+        group=None,
     ):
         super().__init__()
         if gamma is not None and not 0 < gamma <= 1:
             raise ValueError(f"gamma must be above 0 and at most 1, got {gamma!r}")
         self.critic = _critic(critic, ImageCritic, data_shape, **({} if critic else {"width": width}))
-        self.gan_weight, self.gamma, self.beta = gan_weight, gamma, beta
+        self.gan_weight, self.gamma, self.beta, self.group = gan_weight, gamma, beta, group
 
     def forward(self, model: VAE, x: torch.Tensor) -> Parts:
         z, kl, _ = model.draw(x)
@@ -97,11 +100,11 @@ class LarsenVAEGAN(nn.Module):
             real, _ = _judge(self.critic, model.unit(x))
         latents = torch.cat([z, z.detach(), prior])
         features, logits = _judge(self.critic, model.expectation(model.parameters_of(latents)))
-        reconstruction = optimal_sigma_nll(features[: len(x)], real)
+        reconstruction = optimal_sigma_nll(features[: len(x)], real, group=self.group)
         _, copied, invented = softplus(-logits).chunk(3)
         generator = copied + invented
         if self.gamma is None:
-            weight = self.gan_weight * _balance(model, reconstruction, generator)
+            weight = self.gan_weight * _balance(model, reconstruction, generator, self.group)
         else:
             weight = torch.as_tensor((1 - self.gamma) / self.gamma, device=kl.device)
         loss = self.beta * kl + reconstruction + weight * generator
@@ -140,6 +143,7 @@ class PatchVAEGAN(nn.Module):
         start: steps without the critic.
         perceptual: a module (x, x~) -> [B] or [B, 1, 1, 1], such as LPIPS, whose own parameters are frozen and through
             which gradients flow to x~; perceptual_weight: its weight, for "l1".
+        group: of processes, as `torch.distributed.group.WORLD`: the weight is then that of all its ranks' rows.
 
     logvar is a parameter, 0 unless it is given to the model's optimizer. `state_dict` has it, the critic and the number
     of steps so far, so that a run resumes where it was.
@@ -161,6 +165,7 @@ class PatchVAEGAN(nn.Module):
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 1.0,
         critic: nn.Module | None = None,
+        group=None,
     ):
         super().__init__()
         if reconstruction not in ("l1", "likelihood"):
@@ -169,7 +174,7 @@ class PatchVAEGAN(nn.Module):
         self.critic = _critic(critic, PatchCritic, data_shape, **options)
         self.kind = reconstruction
         self.beta = (1e-6 if reconstruction == "l1" else 1.0) if beta is None else beta
-        self.gan_weight, self.start = gan_weight, start
+        self.gan_weight, self.start, self.group = gan_weight, start, group
         self.perceptual = None if perceptual is None else perceptual.requires_grad_(False)
         self.perceptual_weight = perceptual_weight
         self.logvar = nn.Parameter(torch.zeros(()))
@@ -180,7 +185,7 @@ class PatchVAEGAN(nn.Module):
         copy = model.expectation(output.decoded)
         reconstruction = self._reconstruction(model, output, copy, x)
         generator = -_per_sample(_judge(self.critic, copy)[1])
-        weight = self.gan_weight * _balance(model, reconstruction, generator)
+        weight = self.gan_weight * _balance(model, reconstruction, generator, self.group)
         weight = torch.where(self.steps >= self.start, weight, 0)
         loss = reconstruction + self.beta * output.kl + weight * generator
         if model.training:

@@ -11,7 +11,7 @@ import math
 import torch
 
 from vaefast._layout import halves
-from vaefast.ops import _checks
+from vaefast.ops import _checks, ranks
 from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, transformed
 from vaefast.ops._likelihood import Likelihood, parameter, unit_scale
 from vaefast.ops.noise import seed_for, standard_normal_op
@@ -309,6 +309,7 @@ def optimal_sigma_nll(
     weight=None,
     batch_ndim: int = 1,
     validate: bool = False,
+    group=None,
 ) -> torch.Tensor:
     """-log N(x | mu, sigma^2) per sample with the sigma that is best for this batch, the root mean squared error, as in
     the optimal σ-VAE (Rybkin, Daniilidis and Levine 2021, "Simple and Effective VAE Training with Calibrated
@@ -321,6 +322,8 @@ def optimal_sigma_nll(
         per_sample: one sigma for each sample instead of one for the whole batch.
         log_sigma_min: float.
         mu, x, weight, batch_ndim, validate: as for `gaussian_nll`; the weights count in the mean as well.
+        group: of processes, as `torch.distributed.group.WORLD`: sigma is then that of all its ranks' errors, for a
+            gradient of the sum of their losses.
 
     Returns:
         nll of shape [*batch]; float32 (float64 for float64 mu). One pass over mu and x; the rest is PyTorch's
@@ -329,7 +332,18 @@ def optimal_sigma_nll(
     Gradient: flows through sigma too. A batch without any error has gradient 0.
     """
     options = {"weight": weight, "batch_ndim": batch_ndim, "validate": validate}
-    return reference.optimal_sigma_nll(*half_squared_error(mu, x, **options), per_sample, log_sigma_min)
+    half_error, count = half_squared_error(mu, x, **options)
+    return reference.optimal_sigma_nll(
+        half_error, count, *squared_error_total(half_error, count, per_sample, group), log_sigma_min
+    )
+
+
+def squared_error_total(half_error, count, per_sample: bool, group) -> tuple[torch.Tensor, torch.Tensor]:
+    """(half the squared error, the number of elements) of which sigma is made."""
+    if per_sample:
+        return half_error, count
+    sums = half_error.sum(), count.sum()
+    return sums if group is None else tuple(ranks.total(torch.stack(sums), group))
 
 
 def half_squared_error(mu, x, *, weight, batch_ndim: int, validate: bool) -> tuple[torch.Tensor, torch.Tensor]:

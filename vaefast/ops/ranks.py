@@ -93,6 +93,22 @@ def all_gather(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return Gather.apply(tensor, layout(tensor, checked(group)))
 
 
+def total(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The sum over the ranks of a tensor that has one shape on all of them, differentiable as `all_gather` is; the
+    tensor itself where group is None."""
+    if group is None:
+        return tensor
+    return Gather.apply(tensor[None], Layout(group, [1] * checked(group).size())).sum(0)
+
+
+def mean(sums: torch.Tensor, rows: int, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The mean over the rows of all ranks, of which one may have none, from the sum over this rank's."""
+    if group is None:
+        return sums / rows
+    found = total(torch.cat([sums.reshape(-1), sums.new_tensor([rows])]), group)
+    return (found[:-1] / found[-1]).view_as(sums)
+
+
 def checked(group: object) -> dist.ProcessGroup:
     """A process group that this process is in.
 

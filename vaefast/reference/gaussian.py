@@ -144,11 +144,10 @@ def squared_error(mu, x, scale, logvar, constant):
     return 0.5 * distance * distance + constant
 
 
-def optimal_sigma_nll(half_error, count, per_sample, log_sigma_min):
+def optimal_sigma_nll(half_error, count, total, size, log_sigma_min):
     """-log N(x | mu, sigma^2) per sample, from its half squared error and its number of elements (or their weight),
     with sigma = root mean squared error + exp(log_sigma_min), which is log sigma = log_sigma_min + softplus(log(root
-    mean squared error) - log_sigma_min)."""
-    total, size = (half_error, count) if per_sample else (half_error.sum(), count.sum())
+    mean squared error) - log_sigma_min). total, size: the same two of all that share one sigma."""
     mean = 2 * total / torch.where(size == 0, 1, size)
     # the root's gradient at 0 is inf; without error there is none
     root = torch.where(mean == 0, 0, torch.sqrt(torch.where(mean == 0, 1, mean)))

@@ -70,6 +70,8 @@ def trainer(settings: Settings, model: torch.nn.Module, objective: Callable, ste
     Raises:
         SettingsError: for settings that do not fit each other or this machine.
     """
+    if distributed.world() > 1 and hasattr(getattr(model, "likelihood", None), "group"):
+        model.likelihood.group = torch.distributed.group.WORLD  # for a sigma of the batch
     parameters, critic_optimizer = list(model.parameters()), None
     if hasattr(objective, "critic_loss"):
         critics = {id(p) for p in objective.critic.parameters()}

@@ -55,8 +55,8 @@ class Trainer:
 
     What is random (order of batches, noise) follows `torch.manual_seed`. In a process group every rank calls the same
     methods, iterates over the same batches and takes its rows of each. A term over the batch, such as a total
-    correlation, is that of all ranks' rows if its objective was given `group`, as `vaefast train` gives it; free bits,
-    a capacity, an optimal sigma and a VAE-GAN's weight by gradients are of the rank's rows alone.
+    correlation, free bits or a VAE-GAN's weight by gradients, is that of all ranks' rows if its objective was given
+    `group`, and an optimal sigma if its likelihood was, as `vaefast train` does.
 
     Raises:
         ValueError: for arguments that do not fit each other, named in the message.
