@@ -124,12 +124,18 @@ def _verdicts(found: Results) -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def _words(verdicts: dict) -> list[str]:
-    """For each measure, the remedies that help it, that hurt it, and that do neither clearly."""
+    """For each measure, the remedies that help it, that hurt it, and that do neither clearly. Where samples are sharper
+    and further from the data, it may be noise that is sharp."""
     lines = []
     for measure, (title, complaint, _) in MEASURES.items():
-        names = {v: [n for n in verdicts if verdicts[n][measure][1] == v] for v in ("helps", "hurts", "unclear")}
-        said = "; ".join(f"{v}: {', '.join(each) or 'none'}" for v, each in names.items())
-        lines.append(f"- **{complaint}**, by {title}: {said}.")
+        said = {"helps": [], "hurts": [], "unclear": []}
+        for name, found in verdicts.items():
+            verdict = found[measure][1]
+            noise = measure == "sharpness_ratio" and verdict == "helps" and found["frechet_distance"][1] == "hurts"
+            said.setdefault("sharper, and further from the data" if noise else verdict, []).append(name)
+        said.pop("no change", None)
+        words = ". ".join(f"{verdict}: {'; '.join(names) or 'none'}" for verdict, names in said.items())
+        lines.append(f"- **{complaint}**, by {title}: {words}.")
     return lines
 
 
