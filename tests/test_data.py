@@ -145,6 +145,12 @@ def test_held_out_samples_are_never_trained_on(tmp_path):
         ("{damaged.npz}", {}, "cannot read .*damaged.npz"),
         ("{flat}", {}, r"must hold an array \[N, ...\], one sample per row, got shape \(5,\)"),
         ("{words}", {}, "must hold numbers, got <U1"),
+        ("{complex}", {}, "must hold numbers, got complex128"),
+        ("{nothing}", {}, "nothing.npz holds no array"),
+        ("{unlike}", {}, r"unlike.npz: .* to train on have the shape \(3,\), and those held out \(4,\)"),
+        ("{unlabelled}", {}, "unlabelled.npz: there are 4 labels of 5 samples to train on"),
+        ("{no_test}", {}, "no_test.npz has no samples held out"),
+        ("{labels}", {}, r"labels must hold an array \[N, ...\], one sample per row, got shape \(5,\)"),
         ("{empty}", {}, "holds no image"),
     ],
 )
@@ -153,6 +159,12 @@ def test_what_cannot_be_loaded_is_named(spec, options, message, tmp_path):
     np.save(tmp_path / "flat.npy", levels(5))
     np.save(tmp_path / "words.npy", np.array([["a"], ["b"]]))
     np.savez(tmp_path / "npz.npz", a=levels(5, 3), b=levels(5, 3))
+    np.save(tmp_path / "complex.npy", np.ones((5, 3)) * 1j)
+    np.savez(tmp_path / "nothing.npz")
+    np.savez(tmp_path / "unlike.npz", x_train=levels(5, 3), x_test=levels(5, 4))
+    np.savez(tmp_path / "unlabelled.npz", x_train=levels(5, 3), x_test=levels(5, 3), y_train=levels(4))
+    np.savez(tmp_path / "no_test.npz", x_train=levels(5, 3), x_test=levels(0, 3))
+    (tmp_path / "labels").write_bytes(idx(levels(5)))
     (tmp_path / "text").write_text("hello, world")
     for name in ("npy", "npz"):
         (tmp_path / f"damaged.{name}").write_bytes((tmp_path / f"{name}.{name}").read_bytes()[:-20])
@@ -319,6 +331,9 @@ def test_idx_of_every_type(kind, tmp_path):
     array = (np.arange(24).reshape(2, 3, 4) - 3 * (kind != "u1")).astype(kind)
     (tmp_path / "a").write_bytes(idx(array))
     assert np.array_equal(data.idx.read(tmp_path / "a").numpy(), array)
+    loaded = both(data.load(str(tmp_path / "a"), held_out=0.5))
+    assert loaded.dtype == (torch.uint8 if kind == "u1" else torch.float32)  # what models take, as of .npy
+    assert sorted(loaded[:, 0, 0, 0].tolist()) == array[:, 0, 0].tolist()
 
 
 # arrays
