@@ -319,6 +319,27 @@ def test_no_row_holds_images_and_their_reconstructions(call, trained, tmp_path):
     assert (sheet[124:, 124:] == 255).all()  # two images and two reconstructions are left for the last two rows
 
 
+def test_images_are_read_as_they_were_for_training(call, trained, tmp_path):
+    pixels = np.arange(784, dtype=np.uint16).reshape(28, 28) // 4
+    for name, image in (
+        ("eight.png", Image.fromarray(pixels.astype(np.uint8))),
+        ("sixteen.png", Image.fromarray(pixels * 256)),
+        ("eight.pgm", Image.fromarray(pixels.astype(np.uint8))),
+    ):
+        image.save(tmp_path / name)
+        (tmp_path / "in" / name).mkdir(parents=True)
+        image.save(tmp_path / "in" / name / name)
+        for given in (tmp_path / name, tmp_path / "in" / name):
+            done = call("reconstruct", trained, given, "--output", tmp_path / "out.npy")
+            assert done.returncode == 0, done.stderr
+            found = np.load(tmp_path / "out.npy")
+            assert name == "eight.png" or np.array_equal(found, first)
+            first = found
+    whole = (tmp_path / "eight.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[:40] + b"junk" + whole[44:])  # SyntaxError, in Pillow's words
+    assert_one_line_error(call("reconstruct", trained, tmp_path / "broken.png"), 2, "broken.png")
+
+
 def test_images_of_another_size(call, trained, tmp_path):
     Image.new("L", (20, 30)).save(tmp_path / "odd.png")
     done = call("reconstruct", trained, tmp_path / "odd.png")

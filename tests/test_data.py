@@ -276,6 +276,20 @@ def test_images_are_brought_to_one_size_and_kind(tmp_path):
     assert sixteen.unique().tolist() == [200]
 
 
+def test_images_are_resized_as_what_they_show():
+    """Pillow takes the nearest neighbour of palette and two-level images, whatever it is asked for."""
+    stripes = np.tile(np.array([0, 255], np.uint8), (16, 8))
+    smooth = data.images.decoded(lambda i: Image.fromarray(stripes), ["a"], size=8)[0].int()
+    for mode in ("1", "P", "LA"):
+        found = data.images.decoded(lambda i, m=mode: Image.fromarray(stripes).convert(m), ["a"], size=8, channels=1)
+        assert (found[0].int() - smooth).abs().max() <= 1, mode
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("RGB", 3), ("RGBA", 3)])
+def test_channels_are_those_of_the_first_image(mode, channels):
+    assert data.images.decoded(lambda i: Image.new(mode, (4, 4)), ["a"]).shape == (1, channels, 4, 4)
+
+
 def test_a_broken_image_is_named(tmp_path):
     for i in range(6):
         save(tmp_path / f"{i}.png", levels(8, 8, seed=i))

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 
 from vaefast import sampling
+from vaefast.data.images import SUFFIXES, eight_bits, read
 from vaefast.runs import Run
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class CommandError(Exception):
@@ -68,19 +67,18 @@ def images(paths: Sequence[str], data_shape: Sequence[int], resize: bool) -> tor
         CommandError: for what is missing, no image, or of another size.
     """
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     channels, height, width = data_shape
     files = [file for path in paths for file in _files(Path(path))]
     found = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                picture = image.convert("L" if channels == 1 else "RGB")
+            picture = eight_bits(read(file), channels)
         except UnidentifiedImageError:
             raise CommandError(f"{file} is not an image that Pillow can read") from None
-        except OSError as error:
-            raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's for damaged files
+            raise CommandError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
         if picture.size != (width, height):
             if not resize:
                 size = "x".join(map(str, picture.size))
@@ -95,9 +93,9 @@ def _files(path: Path) -> list[Path]:
         if not path.exists():
             raise CommandError(f"there is no {path}")
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not found:
-        raise CommandError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise CommandError(f"the folder {path} holds no images ({', '.join(SUFFIXES)})")
     return found
 
 
