@@ -310,6 +310,19 @@ def test_held_out_images_are_the_default(call, trained, tmp_path):
         assert pixels(tmp_path / "sheet.png").shape == (2 * (10 * 30 + 2), 2 * (10 * 30 + 2))
 
 
+def test_an_odd_number_of_held_out_images_makes_a_walk_less(call, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8), dtype=np.uint8)
+    for held_out in (5, 1):
+        np.savez(tmp_path / "few.npz", x_train=pixels, x_test=pixels[:held_out])
+        run(Settings(output=str(tmp_path / "run"), data=str(tmp_path / "few.npz"), epochs=1), lambda line: None)
+        done = call("interpolate", tmp_path / "run", "--steps", 3, "--output", tmp_path / "walk.npy")
+        if held_out == 5:
+            assert done.returncode == 0, done.stderr
+            assert np.load(tmp_path / "walk.npy").shape == (2 * 3, 1, 8, 8)
+        else:
+            assert_one_line_error(done, 2, "interpolate takes images in pairs, got 1")
+
+
 def test_no_row_holds_images_and_their_reconstructions(call, trained, tmp_path):
     for i in range(12):
         Image.new("L", (28, 28)).save(tmp_path / f"{i}.png")
