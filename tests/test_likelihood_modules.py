@@ -67,6 +67,18 @@ def test_fixed_parameters(name):
         assert torch.equal(last((first, *others[:-1]), x), every((first, *others), x))
 
 
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if len(row.parameters.split()) > 1])
+def test_fixed_parameters_may_be_numbers(name):
+    """As in a configuration, which holds no tensors."""
+    first, *others = parameters(name)
+    x, names = data(name), ROWS[name].parameters.split()[1:]
+    numbers = {n: 7 if n == "total" else 0.5 for n in names}
+    tensors = {n: torch.full_like(first, value) for n, value in numbers.items()}
+    by_number, by_tensor = (getattr(nn, name)(**fixed) for fixed in (numbers, tensors))
+    torch.testing.assert_close(by_number(first, x), by_tensor(first, x))
+    torch.testing.assert_close(by_number.mean(first), by_tensor.mean(first))
+
+
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_module_copies(name, clone):
