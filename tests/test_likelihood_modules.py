@@ -70,7 +70,7 @@ def test_fixed_parameters(name):
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if len(row.parameters.split()) > 1])
 def test_fixed_parameters_may_be_numbers(name):
     """As in a configuration, which holds no tensors."""
-    first, *others = parameters(name)
+    first = parameters(name)[0]
     x, names = data(name), ROWS[name].parameters.split()[1:]
     numbers = {n: 7 if n == "total" else 0.5 for n in names}
     tensors = {n: torch.full_like(first, value) for n, value in numbers.items()}

@@ -89,7 +89,7 @@ TABLE = (
         "ZeroInflatedNegativeBinomial",
         "zero_inflated_negative_binomial_nll",
         "mu log_theta gate_logits",
-        lambda mu, log_theta, gate_logits: mu * torch.sigmoid(-gate_logits),
+        lambda mu, log_theta, gate_logits: mu * torch.sigmoid(-torch.as_tensor(gate_logits)),
         counts=True,
     ),
     Row("Binomial", "binomial_nll", "logits total", _successes, lambda p, n: distributions.Binomial(n, logits=p)),
