@@ -29,6 +29,7 @@ from vaefast.commands.train import read
 from vaefast.ops._define import TABLE
 from vaefast.training import Settings, load, run
 from vaefast.training.job import FILES
+from vaefast.training.settings import options
 
 VAEFAST = [sys.executable, "-m", "vaefast"]
 SMALL = ["--epochs", "2", "--batch-size", "500", "--latent", "3"]
@@ -121,6 +122,14 @@ def test_a_toml_file_holds_every_option(tmp_path):
     Settings(**values)  # takes it
 
 
+def test_a_toml_table_keeps_what_its_strings_are(tmp_path):
+    table = {"key": "a b", "number": "1", "word": "gelu", "nothing": "", "list": [1, "c d"], "quoted": '"'}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+    (tmp_path / "run.toml").write_text("\n".join(["[data_options]", *lines]))
+    settings = Settings(**read(tmp_path / "run.toml", Settings))
+    assert options(settings, "data_options") == table
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -143,6 +152,8 @@ def test_other_files_in_the_place_of_a_configuration(call, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CommandError, match="not the config.json of a run".replace(".", r"\.")):
         read(tmp_path / "config.json", Settings)
+    (tmp_path / "list.json").write_text("[1]")
+    assert_one_line_error(call("train", "--config", tmp_path / "list.json"), 2, "list.json is not the config.json")
     assert_one_line_error(call("train", "--config", tmp_path / "gone.toml"), 2, "gone.toml", "No such file")
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff")
     assert_one_line_error(call("train", "--config", tmp_path / "picture.toml"), 2, "picture.toml is damaged")

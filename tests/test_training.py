@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from vaefast.training import (
 )
 from vaefast.training.build import rate
 from vaefast.training.recipes import RECIPES
+from vaefast.training.settings import options
 
 
 @pytest.fixture(scope="module")
@@ -396,6 +398,17 @@ def test_load_without_a_run(tmp_path):
 def test_settings_outside_their_range(changes, message):
     with pytest.raises(SettingsError, match=message):
         Settings(**changes)
+
+
+def test_options_are_values_of_json_or_words():
+    text = 'encoder_hidden=[64, 32]  likelihood_options={"logvar": 0.5} key="a b" '
+    text += "name=gelu size=3x  on=true empty= last=-1 "
+    expected = {"encoder_hidden": [64, 32], "likelihood_options": {"logvar": 0.5}, "key": "a b", "name": "gelu"}
+    expected |= {"size": "3x", "on": True, "empty": "", "last": -1}
+    assert options(Settings(model_options=text), "model_options") == expected
+    for wrong, part in (("a=1 gelu b=2", "gelu"), ("=4", "=4"), ("a=[1] ]", "]"), ("a=[1, 2", "2")):
+        with pytest.raises(SettingsError, match=f"got {re.escape(repr(part))}"):
+            Settings(data_options=wrong)
 
 
 @pytest.fixture(scope="module")
