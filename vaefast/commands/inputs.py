@@ -127,9 +127,9 @@ def fitted_sampler(run: Run, name: str, seed: int) -> sampling.Sampler | None:
     """The sampler of --sampler, fitted to what the run was trained on; None for the model's own prior.
 
     Raises:
-        CommandError: for one that is not meant for this model.
+        CommandError: for one that is not meant for this model or this data.
     """
     try:
         return run.sampler(name, seed)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CommandError(f"--sampler {name}: {error}") from None
