@@ -372,6 +372,8 @@ def test_images_of_another_size(call, trained, tmp_path):
     ("arguments", "words"),
     [
         (["sample", "{trained}", "-n", "0"], ["-n", "must be at least 1, got 0"]),
+        (["sample", "{trained}", "--seed", str(2**63)], ["--seed", f"must be at most {2**63 - 1}"]),
+        (["evaluate", "{trained}", "--seed", str(2**43)], ["--seed", f"must be at most {2**43 - 1}"]),
         (["sample", "{trained}", "--temperature", "-1"], ["--temperature", "must be a positive number"]),
         (["sample", "{trained}", "--temperature", "hot"], ["--temperature", "'hot'"]),
         (["sample", "{trained}", "--sampler", "gm"], ["unknown 'gm'; did you mean gmm?"]),

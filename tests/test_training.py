@@ -536,6 +536,16 @@ def test_early_stop_saves_the_best_epoch(few, tmp_path):
     assert metrics["held-out"]["loss"] == pytest.approx(losses[-2], rel=0.01)  # other noise
 
 
+@pytest.mark.parametrize("objective", ["info_vae", "wae_mmd", "beta_tcvae"])
+def test_a_last_batch_of_one_and_more_held_out_than_trained_on(objective, tmp_path):
+    x = np.random.default_rng(0).random((2, 30, 5), dtype=np.float32)
+    np.savez(tmp_path / "data.npz", x_train=x[0, :9], x_test=x[1])
+    settings = small(tmp_path / "run", data=str(tmp_path / "data.npz"), batch_size=4, objective=objective)
+    found = run(settings, silent)
+    assert found["skipped_steps"] == 0
+    assert math.isfinite(found["held-out"]["loss"])
+
+
 def test_data_that_is_no_image(tmp_path):
     counts = np.random.default_rng(0).random((40, 7)).astype(np.float32)
     np.save(tmp_path / "a.npy", counts)

@@ -52,7 +52,11 @@ def add(subparsers) -> None:
     )
     inputs.add_sampler(evaluate)
     evaluate.add_argument(
-        "--seed", type=inputs.at_least(0), default=0, metavar="N", help="of the drawn images (%(default)s)"
+        "--seed",
+        type=inputs.at_least(0, 2**43 - 1),  # metrics draw with 2^20 seeds for each
+        default=0,
+        metavar="N",
+        help="of the drawn images (%(default)s)",
     )
     evaluate.set_defaults(command=_evaluate)
 

@@ -34,13 +34,15 @@ def need(what: str, modules: dict[str, str]) -> None:
         raise CommandError(f'{what} needs {", ".join(missing)}: pip install "vaefast[train]"')
 
 
-def at_least(low: int):
-    """An argparse type: a whole number from `low` on."""
+def at_least(low: int, high: int | None = None):
+    """An argparse type: a whole number from `low` on, to `high` where there is one."""
 
     def whole(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}, got {value}")
         return value
 
     whole.__name__ = "whole number"

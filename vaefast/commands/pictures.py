@@ -30,7 +30,7 @@ def add(subparsers) -> None:
     )
     sample.add_argument(
         "--seed",
-        type=inputs.at_least(0),
+        type=inputs.at_least(0, 2**63 - 1),
         default=0,
         metavar="N",
         help="the same seed draws the same images (%(default)s)",

@@ -162,7 +162,8 @@ class _Run:
         if isinstance(objective, torch.nn.Module):
             objective.to(device)
         self.train = Batches(train, settings.batch_size, shuffle=True)
-        self.held_out = Batches(test, min(len(test), 1000))
+        # no more than there are to train on: a total correlation's batch is part of the data set
+        self.held_out = Batches(test, min(len(test), len(train), 1000))
         self.watched = test[torch.arange(0, len(test), max(1, len(test) // _WATCHED))[:_WATCHED]].to(device)
         self.trainer: Trainer = build.trainer(settings, self.model, objective, len(self.train))
         self.seconds = 0.0  # of training, those before a resume included
