@@ -113,6 +113,19 @@ def test_mean_is_the_distributions(name):
     torch.testing.assert_close(module.mean(values if len(values) > 1 else values[0]), ROWS[name].base(*values).mean)
 
 
+@pytest.mark.parametrize("name", WITH_BASE)
+def test_distribution_expands_as_torchs_own(name):
+    first, *others = parameters(name)
+    ours = getattr(distributions, name)(first, *[other[0] for other in others], validate_args=False)
+    theirs = torch.distributions.Independent(ours.base_dist, 1, validate_args=False).expand((4, 6))
+    expanded = ours.expand((4, 6))
+    assert type(expanded) is type(ours)
+    assert (expanded.batch_shape, expanded.event_shape) == (theirs.batch_shape, theirs.event_shape) == ((4, 6), (5,))
+    x = theirs.sample()
+    torch.testing.assert_close(expanded.log_prob(x), theirs.log_prob(x))
+    torch.testing.assert_close(expanded.mean, theirs.mean)
+
+
 def test_distribution_checks_its_sample():
     with pytest.raises(ValueError, match="within the support"):
         distributions.Bernoulli(torch.zeros(2, 3), validate_args=True).log_prob(torch.full((2, 3), 0.5))

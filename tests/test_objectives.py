@@ -148,6 +148,19 @@ def test_beta_tcvae(model, estimator):
     close(plain, nll - vaefast.gaussian_nll(q.mean, output.z, q.logvar) - model.log_prior(output.z))
 
 
+def test_the_critic_of_a_factor_vae_sees_the_z_of_its_model():
+    """Of a ladder too, whose z is not a draw of the Gaussians of `encode`, where each level above has its mean."""
+    ladder, x = models.create("ladder", data_shape=(1, 8, 8), latent=2, width=4), torch.rand(5, 1, 8, 8)
+    seen: list[torch.Tensor] = []
+    critic = torch.nn.Linear(ladder.latent_shape[0], 1)
+    critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    objective = create("factor_vae", latent=ladder.latent_shape[0], critic=critic)
+    for call in (objective, objective.critic_loss):
+        torch.manual_seed(0)
+        call(ladder, x)
+    assert torch.equal(seen[0], seen[1])
+
+
 def test_info_vae_and_wae(model):
     x = batch()
     output, nll = again(model, x)
@@ -280,10 +293,10 @@ def test_the_critic_finds_a_total_correlation():
     r = 0.9
 
     class Codes(torch.nn.Module):
-        def encode(self, x):
+        def draw(self, x):
             z = torch.randn(len(x), 2)
             z[:, 1] = r * z[:, 0] + math.sqrt(1 - r * r) * z[:, 1]
-            return vaefast.distributions.DiagonalGaussian(torch.cat([z, torch.full_like(z, -30.0)], 1))
+            return z, None, None
 
     objective = FactorVAE(2, width=64, layers=2)
     optimizer = torch.optim.Adam(objective.critic.parameters(), lr=3e-3)
@@ -291,7 +304,7 @@ def test_the_critic_finds_a_total_correlation():
         optimizer.zero_grad()
         objective.critic_loss(Codes(), torch.empty(512, 1))["loss"].mean().backward()
         optimizer.step()
-    z = Codes().encode(torch.empty(4096, 1)).mean
+    z = Codes().draw(torch.empty(4096, 1))[0]
     assert objective._logit(z).mean().item() == pytest.approx(-0.5 * math.log(1 - r * r), abs=0.15)
 
 
