@@ -407,6 +407,18 @@ def test_a_run_whose_data_is_gone(call, trained, tmp_path):
     assert call("sample", tmp_path, "-n", 1).returncode == 0  # which needs none
 
 
+def test_a_run_whose_data_is_no_longer_what_it_was(call, tmp_path):
+    data, folder = tmp_path / "data.npy", tmp_path / "run"
+    np.save(data, np.zeros((40, 8, 8), np.uint8))
+    call("train", "--output", folder, "--data", data, "--epochs", 1)
+    np.save(data, np.zeros((40, 9, 8), np.uint8))
+    for command in ("reconstruct", "interpolate", "report"):
+        assert_one_line_error(call(command, folder), 2, "(1, 9, 8)", "its model takes (1, 8, 8)")
+    assert call("sample", folder).returncode == 0
+    (folder / "config.json").write_text("[]")
+    assert_one_line_error(call("sample", folder), 2, "config.json cannot be read")
+
+
 def test_a_run_of_no_images(call, tmp_path):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((40, 6), "float32"))
     folder = tmp_path / "run"
