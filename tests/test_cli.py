@@ -373,6 +373,7 @@ def test_images_of_another_size(call, trained, tmp_path):
     [
         (["sample", "{trained}", "-n", "0"], ["-n", "must be at least 1, got 0"]),
         (["sample", "{trained}", "--seed", str(2**63)], ["--seed", f"must be at most {2**63 - 1}"]),
+        (["evaluate", "{trained}", "--samples", "5"], ["--samples", "must be at least 6, got 5"]),
         (["evaluate", "{trained}", "--seed", str(2**43)], ["--seed", f"must be at most {2**43 - 1}"]),
         (["sample", "{trained}", "--temperature", "-1"], ["--temperature", "must be a positive number"]),
         (["sample", "{trained}", "--temperature", "hot"], ["--temperature", "'hot'"]),
@@ -387,7 +388,6 @@ def test_images_of_another_size(call, trained, tmp_path):
         (["interpolate", "{trained}", "{trained}/curves.png", "--resize"], ["in pairs, got 1"]),
         (["compare", "{trained}"], ["two or more runs, got 1"]),
         (["report", "{empty}"], ["holds no run"]),
-        (["evaluate", "{trained}", "--samples", "1"], ["--samples", "at least 2"]),
         (["bench", "--seconds", "0"], ["--seconds", "must be a positive number"]),
         (["fly"], ["unknown 'fly'; there are train, sample,"]),
         (["sampel"], ["did you mean sample?"]),
@@ -497,6 +497,15 @@ def test_evaluate_measures(call, trained, tmp_path):
 
 
 # --- info and bench ---
+
+
+@pytest.mark.parametrize("error", ["samples must be finite", "k must be from 1 to 2, the other points, got 3"])
+def test_what_cannot_be_measured_is_one_line(error, call, trained, monkeypatch):
+    def evaluate(*arguments, **options):
+        raise ValueError(error)
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    assert_one_line_error(call("evaluate", trained), 2, str(trained), error)
 
 
 def test_info(call, monkeypatch):
