@@ -525,6 +525,16 @@ def test_info_with_a_name_that_does_not_exist(call, monkeypatch):
     assert_one_line_error(call("info"), 2, "VAEFAST_BACKEND", "'cudnn'")
 
 
+def test_a_backend_that_cannot_run_is_one_line(call, trained, monkeypatch, tmp_path):
+    wrong = {"cudnn": ["VAEFAST_BACKEND must be one of", "'cudnn'"], "cuda": ["backend 'cuda'", "on cpu tensors"]}
+    for name, words in wrong.items():
+        monkeypatch.setenv("VAEFAST_BACKEND", name)
+        with vaefast.use_backend("auto"):  # nothing is chosen yet
+            assert_one_line_error(call("sample", trained, "--output", tmp_path / "a.png"), 2, *words)
+    done = execute([*VAEFAST, "sample", str(trained), "--output", str(tmp_path / "a.png")], VAEFAST_ISA="mmx")
+    assert_one_line_error(done, 2, "VAEFAST_ISA must be one of", "'mmx'")
+
+
 def test_a_reader_that_stops_reading():
     info = subprocess.Popen([*VAEFAST, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     info.stdout.close()
