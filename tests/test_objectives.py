@@ -314,6 +314,19 @@ def test_permutation_keeps_every_column(count, event):
     assert torch.equal(permute_dimensions(z).sort(0).values, z.sort(0).values)
 
 
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"beta_tcvae", "dip_vae", "info_vae", "wae_mmd"}))
+def test_a_rank_may_have_no_rows(name):
+    """Of the last batch of an epoch; terms over the batch, left out here, are of all ranks' rows then."""
+    model = models.create("conv", data_shape=(1, 8, 8), latent=2, width=4)
+    options = {"data_shape": (1, 8, 8), "model": model, "latent": 2, "dataset_size": N}
+    taken = inspect.signature(NAMES[name]).parameters
+    objective = create(name, **{key: value for key, value in options.items() if key in taken})
+    for call in (objective, getattr(objective, "critic_loss", objective)):
+        parts = call(model, torch.rand(0, 1, 8, 8))
+        assert all(part.shape == (0,) for part in parts.values())
+        parts["loss"].sum().backward()
+
+
 def test_permutation_takes_dimensions_apart():
     torch.manual_seed(0)
     z = torch.randn(2000, 1).expand(2000, 2)
