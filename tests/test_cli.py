@@ -29,6 +29,7 @@ from vaefast.commands.train import read
 from vaefast.ops._define import TABLE
 from vaefast.training import Settings, load, run
 from vaefast.training.job import FILES
+from vaefast.training.settings import options
 
 VAEFAST = [sys.executable, "-m", "vaefast"]
 SMALL = ["--epochs", "2", "--batch-size", "500", "--latent", "3"]
@@ -121,6 +122,14 @@ def test_a_toml_file_holds_every_option(tmp_path):
     Settings(**values)  # takes it
 
 
+def test_a_toml_table_keeps_what_its_strings_are(tmp_path):
+    table = {"key": "a b", "number": "1", "word": "gelu", "nothing": "", "list": [1, "c d"], "quoted": '"'}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+    (tmp_path / "run.toml").write_text("\n".join(["[data_options]", *lines]))
+    settings = Settings(**read(tmp_path / "run.toml", Settings))
+    assert options(settings, "data_options") == table
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -143,6 +152,8 @@ def test_other_files_in_the_place_of_a_configuration(call, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CommandError, match="not the config.json of a run".replace(".", r"\.")):
         read(tmp_path / "config.json", Settings)
+    (tmp_path / "list.json").write_text("[1]")
+    assert_one_line_error(call("train", "--config", tmp_path / "list.json"), 2, "list.json is not the config.json")
     assert_one_line_error(call("train", "--config", tmp_path / "gone.toml"), 2, "gone.toml", "No such file")
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff")
     assert_one_line_error(call("train", "--config", tmp_path / "picture.toml"), 2, "picture.toml is damaged")
@@ -310,6 +321,16 @@ def test_held_out_images_are_the_default(call, trained, tmp_path):
         assert pixels(tmp_path / "sheet.png").shape == (2 * (10 * 30 + 2), 2 * (10 * 30 + 2))
 
 
+def test_an_odd_number_of_held_out_images_makes_a_walk_less(call, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8), dtype=np.uint8)
+    for held_out in (5, 2):
+        np.savez(tmp_path / "few.npz", x_train=pixels, x_test=pixels[:held_out])
+        call("train", "--output", tmp_path / "run", "--data", tmp_path / "few.npz", "--epochs", 1)
+        done = call("interpolate", tmp_path / "run", "--steps", 3, "--output", tmp_path / "walk.npy")
+        assert done.returncode == 0, done.stderr
+        assert np.load(tmp_path / "walk.npy").shape == (held_out // 2 * 3, 1, 8, 8)
+
+
 def test_no_row_holds_images_and_their_reconstructions(call, trained, tmp_path):
     for i in range(12):
         Image.new("L", (28, 28)).save(tmp_path / f"{i}.png")
@@ -317,6 +338,26 @@ def test_no_row_holds_images_and_their_reconstructions(call, trained, tmp_path):
     sheet = pixels(tmp_path / "sheet.png")
     assert sheet.shape == (2 * (4 * 30 + 2), 2 * (10 * 30 + 2))
     assert (sheet[124:, 124:] == 255).all()  # two images and two reconstructions are left for the last two rows
+
+
+def test_images_are_read_as_they_were_for_training(call, trained, tmp_path):
+    pixels, found = np.arange(784, dtype=np.uint16).reshape(28, 28) // 4, []
+    for name, image in (
+        ("eight.png", Image.fromarray(pixels.astype(np.uint8))),
+        ("sixteen.png", Image.fromarray(pixels * 256)),
+        ("eight.pgm", Image.fromarray(pixels.astype(np.uint8))),
+    ):
+        image.save(tmp_path / name)
+        (tmp_path / "in" / name).mkdir(parents=True)
+        image.save(tmp_path / "in" / name / name)
+        for given in (tmp_path / name, tmp_path / "in" / name):
+            done = call("reconstruct", trained, given, "--output", tmp_path / "out.npy")
+            assert done.returncode == 0, done.stderr
+            found.append(np.load(tmp_path / "out.npy"))
+            assert np.array_equal(found[-1], found[0]), given
+    whole = (tmp_path / "eight.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[:40] + b"junk" + whole[44:])  # SyntaxError, in Pillow's words
+    assert_one_line_error(call("reconstruct", trained, tmp_path / "broken.png"), 2, "broken.png")
 
 
 def test_images_of_another_size(call, trained, tmp_path):
@@ -331,6 +372,9 @@ def test_images_of_another_size(call, trained, tmp_path):
     ("arguments", "words"),
     [
         (["sample", "{trained}", "-n", "0"], ["-n", "must be at least 1, got 0"]),
+        (["sample", "{trained}", "--seed", str(2**63)], ["--seed", f"must be at most {2**63 - 1}"]),
+        (["evaluate", "{trained}", "--samples", "5"], ["--samples", "must be at least 6, got 5"]),
+        (["evaluate", "{trained}", "--seed", str(2**43)], ["--seed", f"must be at most {2**43 - 1}"]),
         (["sample", "{trained}", "--temperature", "-1"], ["--temperature", "must be a positive number"]),
         (["sample", "{trained}", "--temperature", "hot"], ["--temperature", "'hot'"]),
         (["sample", "{trained}", "--sampler", "gm"], ["unknown 'gm'; did you mean gmm?"]),
@@ -344,7 +388,6 @@ def test_images_of_another_size(call, trained, tmp_path):
         (["interpolate", "{trained}", "{trained}/curves.png", "--resize"], ["in pairs, got 1"]),
         (["compare", "{trained}"], ["two or more runs, got 1"]),
         (["report", "{empty}"], ["holds no run"]),
-        (["evaluate", "{trained}", "--samples", "1"], ["--samples", "at least 2"]),
         (["bench", "--seconds", "0"], ["--seconds", "must be a positive number"]),
         (["fly"], ["unknown 'fly'; there are train, sample,"]),
         (["sampel"], ["did you mean sample?"]),
@@ -362,6 +405,18 @@ def test_a_run_whose_data_is_gone(call, trained, tmp_path):
         (tmp_path / name).write_bytes(content)
     assert_one_line_error(call("report", tmp_path), 2, "the data of the run in", "there is no data 'gone!!'")
     assert call("sample", tmp_path, "-n", 1).returncode == 0  # which needs none
+
+
+def test_a_run_whose_data_is_no_longer_what_it_was(call, tmp_path):
+    data, folder = tmp_path / "data.npy", tmp_path / "run"
+    np.save(data, np.zeros((40, 8, 8), np.uint8))
+    call("train", "--output", folder, "--data", data, "--epochs", 1)
+    np.save(data, np.zeros((40, 9, 8), np.uint8))
+    for command in ("reconstruct", "interpolate", "report"):
+        assert_one_line_error(call(command, folder), 2, "(1, 9, 8)", "its model takes (1, 8, 8)")
+    assert call("sample", folder).returncode == 0
+    (folder / "config.json").write_text("[]")
+    assert_one_line_error(call("sample", folder), 2, "config.json cannot be read")
 
 
 def test_a_run_of_no_images(call, tmp_path):
@@ -444,6 +499,15 @@ def test_evaluate_measures(call, trained, tmp_path):
 # --- info and bench ---
 
 
+@pytest.mark.parametrize("error", ["samples must be finite", "k must be from 1 to 2, the other points, got 3"])
+def test_what_cannot_be_measured_is_one_line(error, call, trained, monkeypatch):
+    def evaluate(*arguments, **options):
+        raise ValueError(error)
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    assert_one_line_error(call("evaluate", trained), 2, str(trained), error)
+
+
 def test_info(call, monkeypatch):
     monkeypatch.setenv("VAEFAST_BACKEND", "reference")
     done = call("info")
@@ -459,6 +523,16 @@ def test_info(call, monkeypatch):
 def test_info_with_a_name_that_does_not_exist(call, monkeypatch):
     monkeypatch.setenv("VAEFAST_BACKEND", "cudnn")
     assert_one_line_error(call("info"), 2, "VAEFAST_BACKEND", "'cudnn'")
+
+
+def test_a_backend_that_cannot_run_is_one_line(call, trained, monkeypatch, tmp_path):
+    wrong = {"cudnn": ["VAEFAST_BACKEND must be one of", "'cudnn'"], "cuda": ["backend 'cuda'", "on cpu tensors"]}
+    for name, words in wrong.items():
+        monkeypatch.setenv("VAEFAST_BACKEND", name)
+        with vaefast.use_backend("auto"):  # nothing is chosen yet
+            assert_one_line_error(call("sample", trained, "--output", tmp_path / "a.png"), 2, *words)
+    done = execute([*VAEFAST, "sample", str(trained), "--output", str(tmp_path / "a.png")], VAEFAST_ISA="mmx")
+    assert_one_line_error(done, 2, "VAEFAST_ISA must be one of", "'mmx'")
 
 
 def test_a_reader_that_stops_reading():

@@ -145,6 +145,12 @@ def test_held_out_samples_are_never_trained_on(tmp_path):
         ("{damaged.npz}", {}, "cannot read .*damaged.npz"),
         ("{flat}", {}, r"must hold an array \[N, ...\], one sample per row, got shape \(5,\)"),
         ("{words}", {}, "must hold numbers, got <U1"),
+        ("{complex}", {}, "must hold numbers, got complex128"),
+        ("{nothing}", {}, "nothing.npz holds no array"),
+        ("{unlike}", {}, r"unlike.npz: .* to train on have the shape \(3,\), and those held out \(4,\)"),
+        ("{unlabelled}", {}, "unlabelled.npz: there are 4 labels of 5 samples to train on"),
+        ("{no_test}", {}, "no_test.npz has no samples held out"),
+        ("{labels}", {}, r"labels must hold an array \[N, ...\], one sample per row, got shape \(5,\)"),
         ("{empty}", {}, "holds no image"),
     ],
 )
@@ -153,6 +159,12 @@ def test_what_cannot_be_loaded_is_named(spec, options, message, tmp_path):
     np.save(tmp_path / "flat.npy", levels(5))
     np.save(tmp_path / "words.npy", np.array([["a"], ["b"]]))
     np.savez(tmp_path / "npz.npz", a=levels(5, 3), b=levels(5, 3))
+    np.save(tmp_path / "complex.npy", np.ones((5, 3)) * 1j)
+    np.savez(tmp_path / "nothing.npz")
+    np.savez(tmp_path / "unlike.npz", x_train=levels(5, 3), x_test=levels(5, 4))
+    np.savez(tmp_path / "unlabelled.npz", x_train=levels(5, 3), x_test=levels(5, 3), y_train=levels(4))
+    np.savez(tmp_path / "no_test.npz", x_train=levels(5, 3), x_test=levels(0, 3))
+    (tmp_path / "labels").write_bytes(idx(levels(5)))
     (tmp_path / "text").write_text("hello, world")
     for name in ("npy", "npz"):
         (tmp_path / f"damaged.{name}").write_bytes((tmp_path / f"{name}.{name}").read_bytes()[:-20])
@@ -264,6 +276,20 @@ def test_images_are_brought_to_one_size_and_kind(tmp_path):
     assert sixteen.unique().tolist() == [200]
 
 
+def test_images_are_resized_as_what_they_show():
+    """Pillow takes the nearest neighbour of palette and two-level images, whatever it is asked for."""
+    stripes = np.tile(np.array([0, 255], np.uint8), (16, 8))
+    smooth = data.images.decoded(lambda i: Image.fromarray(stripes), ["a"], size=8)[0].int()
+    for mode in ("1", "P", "LA"):
+        found = data.images.decoded(lambda i, m=mode: Image.fromarray(stripes).convert(m), ["a"], size=8, channels=1)
+        assert (found[0].int() - smooth).abs().max() <= 1, mode
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("RGB", 3), ("RGBA", 3)])
+def test_channels_are_those_of_the_first_image(mode, channels):
+    assert data.images.decoded(lambda i: Image.new(mode, (4, 4)), ["a"]).shape == (1, channels, 4, 4)
+
+
 def test_a_broken_image_is_named(tmp_path):
     for i in range(6):
         save(tmp_path / f"{i}.png", levels(8, 8, seed=i))
@@ -319,6 +345,9 @@ def test_idx_of_every_type(kind, tmp_path):
     array = (np.arange(24).reshape(2, 3, 4) - 3 * (kind != "u1")).astype(kind)
     (tmp_path / "a").write_bytes(idx(array))
     assert np.array_equal(data.idx.read(tmp_path / "a").numpy(), array)
+    loaded = both(data.load(str(tmp_path / "a"), held_out=0.5))
+    assert loaded.dtype == (torch.uint8 if kind == "u1" else torch.float32)  # what models take, as of .npy
+    assert sorted(loaded[:, 0, 0, 0].tolist()) == array[:, 0, 0].tolist()
 
 
 # arrays

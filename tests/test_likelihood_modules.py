@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -67,6 +68,18 @@ def test_fixed_parameters(name):
         assert torch.equal(last((first, *others[:-1]), x), every((first, *others), x))
 
 
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if len(row.parameters.split()) > 1])
+def test_fixed_parameters_may_be_numbers(name):
+    """As in a configuration, which holds no tensors."""
+    first = parameters(name)[0]
+    x, names = data(name), ROWS[name].parameters.split()[1:]
+    numbers = {n: 7 if n == "total" else 0.5 for n in names}
+    tensors = {n: torch.full_like(first, value) for n, value in numbers.items()}
+    by_number, by_tensor = (getattr(nn, name)(**fixed) for fixed in (numbers, tensors))
+    torch.testing.assert_close(by_number(first, x), by_tensor(first, x))
+    torch.testing.assert_close(by_number.mean(first), by_tensor.mean(first))
+
+
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_module_copies(name, clone):
@@ -99,6 +112,37 @@ def test_mean_is_the_distributions(name):
     values = parameters(name)
     module = getattr(nn, name)()
     torch.testing.assert_close(module.mean(values if len(values) > 1 else values[0]), ROWS[name].base(*values).mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_mean_of_a_continuous_bernoulli_for_all_logits(dtype):
+    """torch's own stops at 0.937 in float32, and is wrong in the fourth digit where logits are near 0.01."""
+    large = torch.tensor([0.1, 0.3, 0.9, 1.0, 1.1, 3.0, 10.0, 20.0, 100.0, 1e4]).to(dtype).double()
+    logits = torch.cat([-large, large])
+    expected = 0.5 + 0.5 / torch.tanh(logits / 2) - 1 / logits
+    small = torch.tensor([0.0, 1e-30, 1e-3, -1e-3, 0.01]).to(dtype).double()
+    ends = torch.tensor([math.inf, -math.inf], dtype=torch.float64)
+    logits = torch.cat([logits, small, ends]).to(dtype).requires_grad_()
+    expected = torch.cat([expected, 0.5 + small / 12 - small**3 / 720, (ends > 0).double()])
+    mean = nn.ContinuousBernoulli().mean(logits)
+    assert mean.dtype == dtype
+    torch.testing.assert_close(mean, expected.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=1e-9)
+    (grad,) = torch.autograd.grad(mean.sum(), logits)
+    assert grad.isfinite().all()
+    assert (grad >= 0).all()
+
+
+@pytest.mark.parametrize("name", WITH_BASE)
+def test_distribution_expands_as_torchs_own(name):
+    first, *others = parameters(name)
+    ours = getattr(distributions, name)(first, *[other[0] for other in others], validate_args=False)
+    theirs = torch.distributions.Independent(ours.base_dist, 1, validate_args=False).expand((4, 6))
+    expanded = ours.expand((4, 6))
+    assert type(expanded) is type(ours)
+    assert (expanded.batch_shape, expanded.event_shape) == (theirs.batch_shape, theirs.event_shape) == ((4, 6), (5,))
+    x = theirs.sample()
+    torch.testing.assert_close(expanded.log_prob(x), theirs.log_prob(x))
+    torch.testing.assert_close(expanded.mean, theirs.mean)
 
 
 def test_distribution_checks_its_sample():

@@ -411,6 +411,11 @@ def test_autoencoder_kl_has_the_names_of_its_checkpoints():
         assert keys[key].shape == shape, key
 
 
+def test_diffusers_swish_is_silu():
+    model = models.from_diffusers_config({"act_fn": "swish", "block_out_channels": (8,), "norm_num_groups": 4})
+    assert isinstance(model.encoder.mid_block.resnets[0].nonlinearity, torch.nn.SiLU)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,26 @@ def test_an_option_that_is_no_default_comes_back(folder):
     assert again.config["name"] == "dense"
     assert {name: again.config[name] for name in DENSE} == DENSE
     assert isinstance(again.encoder.hidden[2], torch.nn.GELU)
+
+
+def test_numbers_of_every_kind_come_back_as_numbers(tmp_path):
+    options = {"likelihood": "gaussian", "likelihood_options": {"logvar": torch.tensor(-1.0)}}
+    model = models.create("dense", data_shape=(1, 4, 4), latent=np.int64(2), **options)
+    model.save_pretrained(tmp_path)
+    again = VAE.from_pretrained(tmp_path)
+    expected = {"data_shape": [1, 4, 4], "latent": 2, "likelihood_options": {"logvar": -1.0}}
+    assert again.config.items() >= expected.items()
+    x = torch.rand(3, 1, 4, 4)
+    assert torch.equal(again.log_likelihood(x, 2, seed=0), model.log_likelihood(x, 2, seed=0))
+
+
+def test_a_configuration_that_json_cannot_hold_is_refused_before_a_file_is_written(folder):
+    model = models.create("dense", **DENSE)
+    model.config["latent"] = object()
+    before = (folder / WEIGHTS).read_bytes()
+    with pytest.raises(ValueError, match="config holds what JSON cannot: Object of type object"):
+        model.save_pretrained(folder)
+    assert (folder / WEIGHTS).read_bytes() == before
 
 
 def test_the_layout_and_the_card(folder):

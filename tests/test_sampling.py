@@ -124,3 +124,32 @@ def test_refuses():
     ladder = models.create("ladder", data_shape=(1, 12, 12), width=4)
     with pytest.raises(TypeError, match="a hierarchical model's z is not N"):
         sampling.create("normal").fit(ladder, torch.rand(2, 1, 12, 12))
+    for components in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"components must be a whole number from 1 up, got {components}"):
+            sampling.create("gmm", components=components)
+    one = models.create("dense", data_shape=(5,), latent=1)
+    with pytest.raises(ValueError, match=r"at least 2 numbers for a flow, got \(1,\)"):
+        sampling.create("flow").fit(one, torch.rand(9, 5))
+    with pytest.raises(ValueError, match="components must be at most the number of samples 9, got 10"):
+        sampling.create("gmm", components=10).fit(one, torch.rand(9, 5))
+
+
+@pytest.mark.parametrize("name", sampling.NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_any_type(name, dtype):
+    """Sampler and z of a half type's model are float32: Adam's steps of a float16 flow are NaN."""
+    if name == "gmm":
+        pytest.importorskip("sklearn")
+    torch.manual_seed(0)
+    model, x = models.create("dense", data_shape=(5,), latent=3).to(dtype), torch.rand(40, 5)
+    quick = {"steps": 20} if name == "flow" else {"steps": 20, "hidden": (8,)} if name == "two_stage" else {}
+    sampler = sampling.create(name, **quick).fit(model, x)
+    z = sampler.sample(6, seed=1)
+    assert z.dtype == torch.promote_types(dtype, torch.float32)
+    assert z.isfinite().all()
+    again = sampling.create(name, **quick)
+    again.load_state_dict(sampler.state_dict())
+    assert torch.equal(again.sample(6, seed=1), z)
+    images = model.sample(6, seed=1, sampler=again)
+    assert images.dtype == dtype
+    assert torch.equal(images, model.decode(z.to(dtype)))

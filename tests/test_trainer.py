@@ -350,6 +350,14 @@ def test_trainer_refuses(options, message):
         Trainer(model, squares, sgd(model), **options)
 
 
+def test_an_epoch_without_batches_is_named():
+    model = nn.Linear(2, 1)
+    trainer = Trainer(model, squares, sgd(model))
+    with pytest.raises(ValueError, match="a generator gives them only once"):
+        trainer.fit((line() for _ in range(2)), epochs=2)
+    assert len(trainer.history) == 1
+
+
 # compilers
 
 

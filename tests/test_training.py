@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from vaefast.training import (
 )
 from vaefast.training.build import rate
 from vaefast.training.recipes import RECIPES
+from vaefast.training.settings import options
 
 
 @pytest.fixture(scope="module")
@@ -398,6 +400,17 @@ def test_settings_outside_their_range(changes, message):
         Settings(**changes)
 
 
+def test_options_are_values_of_json_or_words():
+    text = 'encoder_hidden=[64, 32]  likelihood_options={"logvar": 0.5} key="a b" '
+    text += "name=gelu size=3x  on=true empty= last=-1 "
+    expected = {"encoder_hidden": [64, 32], "likelihood_options": {"logvar": 0.5}, "key": "a b", "name": "gelu"}
+    expected |= {"size": "3x", "on": True, "empty": "", "last": -1}
+    assert options(Settings(model_options=text), "model_options") == expected
+    for wrong, part in (("a=1 gelu b=2", "gelu"), ("=4", "=4"), ("a=[1] ]", "]"), ("a=[1, 2", "2")):
+        with pytest.raises(SettingsError, match=f"got {re.escape(repr(part))}"):
+            Settings(data_options=wrong)
+
+
 @pytest.fixture(scope="module")
 def few(data, tmp_path_factory) -> dict:
     """The settings of a run on 900 digits, in a file that is read faster than all of them."""
@@ -412,6 +425,9 @@ def few(data, tmp_path_factory) -> dict:
         ({"model": "diffusion"}, "model must be one of dense.*, got 'diffusion'"),
         ({"sampler": "dice"}, "sampler must be one of prior, normal, gmm.*, got 'dice'"),
         ({"sampler": "gmm", "sampler_options": "colour=3"}, "sampler 'gmm': .*colour"),
+        ({"sampler": "gmm", "sampler_options": "components=1000"}, "at most the number of samples 900, got 1000"),
+        ({"sampler": "flow", "latent": 1}, "sampler 'flow': latent_shape must hold at least 2 numbers"),
+        ({"sampler": "normal", "model": "ladder"}, "sampler 'normal': a hierarchical model's z is not N"),
         ({"objective": "luck"}, "objective must be one of elbo.*, got 'luck'"),
         (
             {"model_options": "activate=gelu"},
@@ -429,6 +445,15 @@ def few(data, tmp_path_factory) -> dict:
         ({"objective_options": "beta=four"}, "objective 'elbo': beta must be a number, got 'four'"),
         ({"data_options": "keys=x"}, r"digits\.npz': unknown option keys; did you mean key.? there are key, held_out"),
         ({"model_options": "activation=sine"}, "model 'dense': activation must be one of"),
+        ({"data": "digits", "data_options": "every=1"}, "every must be an int from 2 to 500, got 1"),
+        # what is said only when a batch comes
+        ({"model": "conv", "model_options": "width=-1"}, "model 'conv': "),
+        ({"model": "conv", "model_options": "width=0"}, "^model 'conv' with the objective 'elbo': "),
+        ({"objective": "info_vae", "objective_options": "kernel=box"}, "'info_vae': kernel must be 'imq' or 'rbf'"),
+        ({"objective": "beta_tcvae", "model": "ladder"}, "must have a model whose posterior is a single Gaussian"),
+        ({"prior": "flow", "objective_options": "free_bits=1"}, "free_bits are of the divergence to N"),
+        ({"prior": "mixture", "model_options": 'prior_options={"components":0}'}, "at least one component"),
+        ({"objective": "ciwae", "objective_options": "samples=2 beta=7"}, "beta must be from 0 to 1, got 7"),
         ({"data": "nowhere"}, "there is no data 'nowhere'"),
         ({"anneal": "beta=linear:many"}, "anneal must be name=kind:steps.*, got beta=linear:many"),
         ({"anneal": "alpha=linear:10"}, "annealers must name numbers of the objective, which has no 'alpha'"),
@@ -509,6 +534,16 @@ def test_early_stop_saves_the_best_epoch(few, tmp_path):
     assert len(losses) < 60
     assert min(losses) == losses[-2] < losses[-1]
     assert metrics["held-out"]["loss"] == pytest.approx(losses[-2], rel=0.01)  # other noise
+
+
+@pytest.mark.parametrize("objective", ["info_vae", "wae_mmd", "beta_tcvae"])
+def test_a_last_batch_of_one_and_more_held_out_than_trained_on(objective, tmp_path):
+    x = np.random.default_rng(0).random((2, 30, 5), dtype=np.float32)
+    np.savez(tmp_path / "data.npz", x_train=x[0, :9], x_test=x[1])
+    settings = small(tmp_path / "run", data=str(tmp_path / "data.npz"), batch_size=4, objective=objective)
+    found = run(settings, silent)
+    assert found["skipped_steps"] == 0
+    assert math.isfinite(found["held-out"]["loss"])
 
 
 def test_data_that_is_no_image(tmp_path):

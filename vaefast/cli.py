@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from vaefast import __version__, commands
+from vaefast import __version__, _backends, _extension, commands
+from vaefast._backends import BackendError
 from vaefast._options import nearest
 from vaefast.commands.inputs import CommandError
 from vaefast.data import DataError
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments`, by default the shell's, and return the exit code."""
     options = vars(_parser().parse_args(arguments))
     try:
+        _check_environment()
         code = options.pop("command")(**options) or 0
         sys.stdout.flush()
         return code
@@ -60,10 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vaefast info | head`: nobody reads on, and Python would complain once more as it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (CommandError, DataError, RunError, SettingsError) as error:
+    except (BackendError, CommandError, DataError, RunError, SettingsError) as error:
         return _fail(getattr(error, "code", 2), error)
     except OSError as error:
         return _fail(1, ": ".join(str(part) for part in (error.strerror or error, error.filename) if part))
+
+
+def _check_environment() -> None:
+    """Refuse a VAEFAST_BACKEND or VAEFAST_ISA that holds a name that does not exist."""
+    try:
+        _backends.asked()
+        _extension.module()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def _fail(code: int, message: object) -> int:

@@ -156,6 +156,13 @@ class Fused(Independent):
         super().__init__(base, max(len(base.batch_shape) - 1, 0) if event_ndim is None else event_ndim, validate_args)
         self.parameters = parameters
 
+    def expand(self, batch_shape, _instance=None) -> Fused:
+        shape = torch.Size(batch_shape) + self.event_shape
+        options = {"event_ndim": self.reinterpreted_batch_ndims, "validate_args": False}
+        expanded = type(self)(*[p.expand(shape) for p in self.parameters], **options)
+        expanded._validate_args = self._validate_args
+        return expanded
+
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         if self._validate_args:
             self._validate_sample(value)

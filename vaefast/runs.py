@@ -58,7 +58,10 @@ class Run:
 
     def _json(self, name: str) -> dict:
         try:
-            return json.loads((self.folder / name).read_text())
+            found = json.loads((self.folder / name).read_text())
+            if not isinstance(found, dict):
+                raise ValueError("it holds no names")
+            return found
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -67,9 +70,13 @@ class Run:
     @functools.cached_property
     def data(self) -> Split:
         try:
-            return build.load_data(Settings(**self.settings))
+            data = build.load_data(Settings(**self.settings))
         except (SettingsError, TypeError) as error:
             raise RunError(f"the data of the run in {self.folder} cannot be loaded: {error}") from None
+        found, trained = tuple(data.train.shape[1:]), tuple((self.model.config or {}).get("data_shape", ()))
+        if trained and found != trained:
+            raise RunError(f"the data of the run in {self.folder} has the shape {found}, and its model takes {trained}")
+        return data
 
     @property
     def data_shape(self) -> tuple[int, ...]:

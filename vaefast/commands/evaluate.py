@@ -29,7 +29,7 @@ def add(subparsers) -> None:
     evaluate.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
     evaluate.add_argument(
         "--samples",
-        type=inputs.at_least(2),
+        type=inputs.at_least(6),  # a density looks at five others
         default=2500,
         metavar="N",
         help="how many images to draw and measure; more are slower and steadier, and the distances depend on their "
@@ -52,7 +52,11 @@ def add(subparsers) -> None:
     )
     inputs.add_sampler(evaluate)
     evaluate.add_argument(
-        "--seed", type=inputs.at_least(0), default=0, metavar="N", help="of the drawn images (%(default)s)"
+        "--seed",
+        type=inputs.at_least(0, 2**43 - 1),  # metrics draw with 2^20 seeds for each
+        default=0,
+        metavar="N",
+        help="of the drawn images (%(default)s)",
     )
     evaluate.set_defaults(command=_evaluate)
 
@@ -87,6 +91,8 @@ def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, s
         found = metrics.evaluate(opened.model, train, test, sampler=fitted, **options)
     except ModuleNotFoundError as error:
         raise inputs.CommandError(f'an evaluation needs {error.name}: pip install "vaefast[metrics]"') from None
+    except ValueError as error:
+        raise inputs.CommandError(f"{run} cannot be measured: {error}") from None
     path = opened.store_evaluation(found | {"sampler": sampler})
     attained = (("" if m.attained is None else number(m.attained)) for m in measures(found).values())
     rows = [[m.label, m.text, a, m.better] for m, a in zip(measures(found).values(), attained, strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from vaefast.commands.inputs import CommandError
 from vaefast.info import info, text
 
 
@@ -19,8 +18,5 @@ def add(subparsers) -> None:
 
 
 def show(as_json: bool) -> None:
-    try:
-        facts = info()
-    except ValueError as error:  # VAEFAST_BACKEND or VAEFAST_ISA holds a name that does not exist
-        raise CommandError(str(error)) from None
+    facts = info()
     print(json.dumps(facts, indent=2) if as_json else text(facts))

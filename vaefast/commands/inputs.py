@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 
 from vaefast import sampling
+from vaefast.data.images import SUFFIXES, eight_bits, read
 from vaefast.runs import Run
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class CommandError(Exception):
@@ -35,13 +34,15 @@ def need(what: str, modules: dict[str, str]) -> None:
         raise CommandError(f'{what} needs {", ".join(missing)}: pip install "vaefast[train]"')
 
 
-def at_least(low: int):
-    """An argparse type: a whole number from `low` on."""
+def at_least(low: int, high: int | None = None):
+    """An argparse type: a whole number from `low` on, to `high` where there is one."""
 
     def whole(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}, got {value}")
         return value
 
     whole.__name__ = "whole number"
@@ -68,19 +69,18 @@ def images(paths: Sequence[str], data_shape: Sequence[int], resize: bool) -> tor
         CommandError: for what is missing, no image, or of another size.
     """
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     channels, height, width = data_shape
     files = [file for path in paths for file in _files(Path(path))]
     found = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                picture = image.convert("L" if channels == 1 else "RGB")
+            picture = eight_bits(read(file), channels)
         except UnidentifiedImageError:
             raise CommandError(f"{file} is not an image that Pillow can read") from None
-        except OSError as error:
-            raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's for damaged files
+            raise CommandError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
         if picture.size != (width, height):
             if not resize:
                 size = "x".join(map(str, picture.size))
@@ -95,9 +95,9 @@ def _files(path: Path) -> list[Path]:
         if not path.exists():
             raise CommandError(f"there is no {path}")
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not found:
-        raise CommandError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise CommandError(f"the folder {path} holds no images ({', '.join(SUFFIXES)})")
     return found
 
 
@@ -129,9 +129,9 @@ def fitted_sampler(run: Run, name: str, seed: int) -> sampling.Sampler | None:
     """The sampler of --sampler, fitted to what the run was trained on; None for the model's own prior.
 
     Raises:
-        CommandError: for one that is not meant for this model.
+        CommandError: for one that is not meant for this model or this data.
     """
     try:
         return run.sampler(name, seed)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CommandError(f"--sampler {name}: {error}") from None

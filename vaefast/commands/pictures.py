@@ -30,7 +30,7 @@ def add(subparsers) -> None:
     )
     sample.add_argument(
         "--seed",
-        type=inputs.at_least(0),
+        type=inputs.at_least(0, 2**63 - 1),
         default=0,
         metavar="N",
         help="the same seed draws the same images (%(default)s)",
@@ -108,6 +108,8 @@ def _interpolate(run: str, images: list[str], resize: bool, steps: int, output: 
     opened = Run(run)
     path = _output(opened, output, "interpolated.png")
     ends = _given(opened, images, resize, 20)
+    if not images:
+        ends = ends[: max(len(ends) // 2 * 2, 1)]
     if len(ends) % 2:
         raise inputs.CommandError(f"interpolate takes images in pairs, got {len(ends)}")
     # held-out data is sorted by class, so that halves, not neighbours, make a walk worth looking at

@@ -14,6 +14,7 @@ from vaefast._options import nearest
 from vaefast.commands.inputs import CommandError, need
 from vaefast.models import parts, priors
 from vaefast.training import NotFiniteError, Settings, run
+from vaefast.training.settings import first_value
 
 _NEEDS = {
     "matplotlib": "matplotlib",
@@ -130,7 +131,7 @@ def read(path: Path, settings: type) -> dict:
         values = json.loads(content)["settings"] if path.suffix == ".json" else _toml(content)
     except OSError as error:
         raise CommandError(f"cannot read --config {path}: {error.strerror}") from None
-    except KeyError:
+    except (KeyError, TypeError):
         raise CommandError(f"--config {path} is not the config.json of a run: it has no settings") from None
     except ValueError as error:
         raise CommandError(f"--config {path} is damaged: {error}") from None
@@ -154,8 +155,13 @@ def _toml(content: str) -> dict:
 
 def _options(table: dict) -> str:
     """A TOML table as the text that the command line takes, "name=value name=value"."""
-    values = {k: v if isinstance(v, str) else json.dumps(v, separators=(",", ":")) for k, v in table.items()}
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    return " ".join(f"{name}={_written(value)}" for name, value in table.items())
+
+
+def _written(value: object) -> str:
+    """As JSON; a string as a word, where that is read as the same."""
+    is_word = isinstance(value, str) and first_value(value) == (value, "")
+    return value if is_word else json.dumps(value, separators=(",", ":"))
 
 
 def _checked(path: Path, name: str, value: object, kind: type):

@@ -37,6 +37,8 @@ def npz(path: Path, *, key: str | None = None) -> torch.Tensor | Rows | Split:
                 labels = [_labels(file[n]) if n in names else None for n in ("y_train", "y_test")]
                 train, test = (_tensor(file[n], path) for n in ("x_train", "x_test"))
                 return Split(train, labels[0], test, labels[1])
+            if not names:
+                raise DataError(f"{path} holds no array")
             if len(names) > 1 if key is None else key not in names:
                 raise DataError(f"{path} holds {', '.join(names)}: say which with key=…")
             return _tensor(file[names[0] if key is None else key], path)
@@ -101,11 +103,10 @@ def _tensor(array: np.ndarray, path: Path) -> torch.Tensor:
     """Images stay uint8 and get their channels first; everything else becomes float32."""
     if array.ndim < 2:
         raise DataError(f"{path} must hold an array [N, ...], one sample per row, got shape {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{path} must hold numbers, got {array.dtype}")
     if array.dtype != np.uint8:
-        try:
-            return torch.from_numpy(array.astype(np.float32))
-        except ValueError:
-            raise DataError(f"{path} must hold numbers, got {array.dtype}") from None
+        return torch.from_numpy(array.astype(np.float32))
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):

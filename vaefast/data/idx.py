@@ -43,8 +43,16 @@ def read(path: Path) -> torch.Tensor:
 
 
 def images(path: Path) -> torch.Tensor:
-    """Grey images [N, 1, H, W] of an idx file with three dimensions; other arrays as they are."""
+    """Grey images [N, 1, H, W] of an idx file with three dimensions; other arrays [N, ...] as they are. Bytes stay
+    uint8, other numbers become float32.
+
+    Raises:
+        DataError: for an array of fewer than two dimensions, and as `read` does.
+    """
     found = read(path)
+    if found.ndim < 2:
+        raise DataError(f"{path} must hold an array [N, ...], one sample per row, got shape {tuple(found.shape)}")
+    found = found if found.dtype == torch.uint8 else found.float()
     return found[:, None] if found.ndim == 3 else found
 
 
@@ -52,7 +60,7 @@ def folder(path: Path) -> Split | None:
     """What MNIST's four files hold (train-images…, train-labels…, t10k-images…, t10k-labels…), None if there are none.
 
     Raises:
-        DataError: for files that are missing, damaged or do not belong together.
+        DataError: for files that are missing or damaged.
     """
     found = {part: sorted(p for p in path.glob(f"{part}*") if p.is_file()) for part in _PARTS}
     if not any(found.values()):
@@ -60,8 +68,4 @@ def folder(path: Path) -> Split | None:
     for part, files in found.items():
         if not files:
             raise DataError(f"{path} has idx files, but no {part}*")
-    split = Split(*(read(files[0]).long() if "labels" in part else images(files[0]) for part, files in found.items()))
-    for name, samples, labels in (("train", *split[:2]), ("t10k", *split[2:])):
-        if len(samples) != len(labels):
-            raise DataError(f"{path}: {name} has {len(samples)} images and {len(labels)} labels")
-    return split
+    return Split(*(read(files[0]).long() if "labels" in part else images(files[0]) for part, files in found.items()))

@@ -32,16 +32,14 @@ def folder(path: Path, **options) -> tuple[Rows, torch.Tensor | None]:
     if not files:
         raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}) and no idx files")
 
-    def read(i: int):
-        return _open(files[i])
-
     kinds = [file.relative_to(path).parts[:-1] for file in files]
     names = sorted({kind[0] for kind in kinds if kind})
     labels = torch.tensor([names.index(kind[0]) for kind in kinds]) if all(kinds) else None
-    return decoded(read, [str(file) for file in files], **options), labels
+    return decoded(lambda i: read(files[i]), [str(file) for file in files], **options), labels
 
 
-def _open(file: Path):
+def read(file: Path):
+    """The Pillow image in a file, decoded."""
     from PIL import Image
 
     with Image.open(file) as image:
@@ -69,6 +67,8 @@ def decoded(
     Raises:
         DataError: names the image that cannot be read, or that has another size.
     """
+    from PIL import Image
+
     if channels not in (None, 1, 3):
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
     if size is not None and not 1 <= size <= 2**14:
@@ -81,17 +81,16 @@ def decoded(
             raise DataError(f"cannot read the image {names[i]}: {error}") from None
 
     first = image(0)
-    channels = channels or (1 if first.mode in ("1", "L", "I", "I;16", "F") else 3)
+    channels = channels or (1 if Image.getmodebase(first.mode) == "L" else 3)
     width, height = first.size if size is None else (size, size)
 
     def pixels(i: int) -> torch.Tensor:
-        found = _fit(image(i), size, crop)
+        found = _fit(eight_bits(image(i), channels), size, crop)
         if found.size != (width, height):
             raise DataError(
                 f"the image {names[i]} has {found.size[0]}x{found.size[1]} pixels, and others {width}x{height}: "
                 "give a size"
             )
-        found = _eight_bits(found).convert("L" if channels == 1 else "RGB")
         flat = torch.frombuffer(bytearray(found.tobytes()), dtype=torch.uint8)
         return flat.view(height, width, channels).movedim(2, 0)
 
@@ -111,6 +110,7 @@ def _fit(image, size: int | None, crop: bool):
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _eight_bits(image):
-    """16-bit grey scaled to 8 bits: Pillow's own conversion clips it."""
-    return image.point(lambda level: level / 256).convert("L") if image.mode.startswith("I") else image
+def eight_bits(image, channels: int):
+    """A Pillow image as grey (1 channel) or RGB (3). 16-bit grey is scaled: Pillow's own conversion clips it."""
+    image = image.point(lambda level: level / 256).convert("L") if image.mode.startswith("I") else image
+    return image.convert("L" if channels == 1 else "RGB")

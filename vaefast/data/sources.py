@@ -29,8 +29,8 @@ def load(spec: str, *, held_out: float = 0.1, limit: int | None = None, **option
             .h5ad, root and download of torchvision, config and image of hf.
 
     Raises:
-        DataError: for data that is not there or cannot be read, a package that is missing, or an option that this kind
-            does not take.
+        DataError: for data that is not there or cannot be read, parts that do not belong together, a package that is
+            missing, or an option that this kind does not take.
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, got {limit}")
@@ -38,7 +38,20 @@ def load(spec: str, *, held_out: float = 0.1, limit: int | None = None, **option
     if isinstance(found, (torch.Tensor, images.Rows)):
         found = (found, None)
     split = found if isinstance(found, Split) else hold_out(*found, held_out)
+    _check(spec, split)
     return split if limit is None else limited(split, limit)
+
+
+def _check(spec: str, split: Split) -> None:
+    """Refuse parts that are empty, or do not belong together."""
+    for what, samples, labels in (("to train on", *split[:2]), ("held out", *split[2:])):
+        if len(samples) == 0:
+            raise DataError(f"{spec} has no samples {what}")
+        if labels is not None and len(labels) != len(samples):
+            raise DataError(f"{spec}: there are {len(labels)} labels of {len(samples)} samples {what}")
+    train, test = (tuple(samples.shape[1:]) for samples in (split.train, split.test))
+    if train != test:
+        raise DataError(f"{spec}: the samples to train on have the shape {train}, and those held out {test}")
 
 
 def _load(spec: str, held_out: float, options: dict):

@@ -6,7 +6,7 @@ import torch
 
 from vaefast.metrics import estimate
 from vaefast.metrics.estimate import Estimate
-from vaefast.metrics.reference import Reference
+from vaefast.metrics.reference import Reference, eigh
 
 _RANK = 1e-12  # eigenvalues below this share of the largest one are rounding
 
@@ -27,7 +27,7 @@ def frechet_distance(real: torch.Tensor | Reference, fake: torch.Tensor | Refere
         real, fake: features [N, F] and [M, F], N, M >= 2, or a Reference, whose root is computed once.
     """
     real, fake = Reference.of(real), Reference.of(fake)
-    values, vectors = torch.linalg.eigh(real.root @ fake.covariance @ real.root)
+    values, vectors = eigh(real.root @ fake.covariance @ real.root)
     values = values.clamp(min=0)
     shift = fake.mean - real.mean
     distance = shift.square().sum() + real.covariance.trace() + fake.covariance.trace() - 2 * values.sqrt().sum()

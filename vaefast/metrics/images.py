@@ -45,8 +45,10 @@ class Folder:
         import numpy as np
         from PIL import Image
 
-        with Image.open(file) as image:
-            levels = torch.from_numpy(np.array(image.convert("L" if image.mode in ("1", "L") else "RGB")))
+        from vaefast.data.images import eight_bits, read
+
+        image = read(file)
+        levels = torch.from_numpy(np.array(eight_bits(image, 1 if Image.getmodebase(image.mode) == "L" else 3)))
         return levels.unsqueeze(0) if levels.ndim == 2 else levels.permute(2, 0, 1)
 
 

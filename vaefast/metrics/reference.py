@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 
 from vaefast.metrics.pairwise import nearest
+
+
+def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(eigenvalues, eigenvectors) of a symmetric matrix: PyTorch's, or NumPy's where it finds none, as MKL's for one in
+    a hundred matrices of low rank with rows of zeros, which features of a collapsed model have."""
+    try:
+        return tuple(torch.linalg.eigh(matrix))
+    except torch.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(matrix.cpu().numpy())
+        return torch.from_numpy(values).to(matrix.device), torch.from_numpy(vectors).to(matrix.device)
 
 
 class Reference:
@@ -44,7 +55,7 @@ class Reference:
 
     @functools.cached_property
     def root(self) -> torch.Tensor:
-        values, vectors = torch.linalg.eigh(self.covariance)
+        values, vectors = eigh(self.covariance)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
     @functools.cached_property

@@ -8,7 +8,7 @@ import torch
 
 from vaefast.metrics import estimate
 from vaefast.metrics.estimate import Estimate
-from vaefast.metrics.reference import Reference
+from vaefast.metrics.reference import Reference, eigh
 
 QUANTILE = 0.05
 
@@ -63,7 +63,7 @@ def vendi_score(fake: torch.Tensor | Reference) -> Estimate:
     if not norms.all():
         raise ValueError("features must not be 0: a zero vector has no direction to compare")
     x = x / norms
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    values, vectors = eigh(x.T @ x / len(x))
     kept = values > 1e-14
     values, vectors = values[kept], vectors[:, kept]
     entropy = -float((values * values.log()).sum())

@@ -43,8 +43,12 @@ def _taken(function: Callable) -> dict[str, object]:
 
 
 def _plain(value):
-    """Tuples as lists, as JSON has them."""
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    """As JSON has it: tuples and arrays as lists, their numbers as Python's."""
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 __all__ = [

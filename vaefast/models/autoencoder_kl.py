@@ -244,7 +244,7 @@ def from_diffusers_config(config: dict, **options) -> AutoencoderKL:
     channels, out = config.get("in_channels", 3), config.get("out_channels", 3)
     if channels != out:
         raise ValueError(f"out_channels must be in_channels {channels}, got {out}")
-    size = config.get("sample_size", 32)
+    size, activation = config.get("sample_size", 32), config.get("act_fn", "silu").lower()
     return create(
         "autoencoder_kl",
         data_shape=(channels, *(size if isinstance(size, (list, tuple)) else (size, size))),
@@ -252,7 +252,7 @@ def from_diffusers_config(config: dict, **options) -> AutoencoderKL:
         widths=tuple(config.get("block_out_channels", (64,))),
         layers=config.get("layers_per_block", 1),
         groups=config.get("norm_num_groups", 32),
-        activation=config.get("act_fn", "silu"),
+        activation="silu" if activation == "swish" else activation,
         attention=config.get("mid_block_add_attention", True),
         quant=config.get("use_quant_conv", True),
         post_quant=config.get("use_post_quant_conv", True),

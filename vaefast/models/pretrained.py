@@ -26,7 +26,8 @@ class Pretrained:
         To share it on the Hugging Face Hub: `huggingface_hub.upload_folder(repo_id=..., folder_path=folder)`.
 
         Raises:
-            ValueError: for a model that was not made by `models.create`, so that nothing says how to build it.
+            ValueError: for a model that was not made by `models.create`, so that nothing says how to build it, or with
+                an option that JSON cannot hold.
             OSError: if a file cannot be written.
         """
         import vaefast
@@ -34,11 +35,15 @@ class Pretrained:
         config = getattr(self, "config", None)
         if config is None:
             raise ValueError(f"this {type(self).__name__} has no config; only a model of models.create can be saved so")
+        try:
+            card = _card(config, sum(p.numel() for p in self.parameters()), description)
+        except TypeError as error:
+            raise ValueError(f"config holds what JSON cannot: {error}") from None
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder / WEIGHTS, self, {"format": "pt"})
         checkpoint.write_json(folder / CONFIG, {"model": config, "vaefast_version": vaefast.__version__})
-        checkpoint.write(folder / CARD, _card(config, sum(p.numel() for p in self.parameters()), description).encode())
+        checkpoint.write(folder / CARD, card.encode())
 
     @staticmethod
     def from_pretrained(folder: str | os.PathLike):

@@ -135,7 +135,8 @@ class VAE(Pretrained, torch.nn.Module):
             sampler: a fitted one of `vaefast.sampling`; by default z comes from the prior.
         """
         draw = self.sample_prior if sampler is None else sampler.sample
-        return self.decode(draw(count, seed=seed, temperature=temperature))
+        z = draw(count, seed=seed, temperature=temperature)
+        return self.decode(z.to(next(self.parameters()).dtype))
 
     def interpolate(self, a: torch.Tensor, b: torch.Tensor, steps: int, *, method: str = "slerp") -> torch.Tensor:
         """E[x | z] on the way from the means of q(z | a) to those of q(z | b), both ends included.

@@ -13,7 +13,7 @@ from torch import distributions
 from vaefast import _options, ops
 from vaefast.ops import _checks
 from vaefast.ops.gaussian import half_squared_error, squared_error_total
-from vaefast.reference import gaussian, logistic_mixture
+from vaefast.reference import continuous_bernoulli, gaussian, logistic_mixture
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -47,10 +47,6 @@ def _negative_binomial(mu, log_theta):
     return distributions.NegativeBinomial(log_theta.exp(), logits=mu.log() - log_theta, validate_args=False)
 
 
-def _continuous_bernoulli(logits):
-    return distributions.ContinuousBernoulli(logits=logits)
-
-
 def _mixture_mean(params, batch_ndim, n_mixtures, **options):
     return logistic_mixture.mean(params.movedim(batch_ndim, 0), n_mixtures).movedim(0, batch_ndim)
 
@@ -61,8 +57,8 @@ TABLE = (
         "ContinuousBernoulli",
         "continuous_bernoulli_nll",
         "logits",
-        lambda logits: _continuous_bernoulli(logits).mean,
-        _continuous_bernoulli,
+        continuous_bernoulli.mean,
+        lambda p: distributions.ContinuousBernoulli(logits=p),
     ),
     Row("Gaussian", "gaussian_nll", "mu logvar", _first, lambda mu, v: distributions.Normal(mu, torch.exp(0.5 * v))),
     Row("Laplace", "laplace_nll", "mu log_scale", _first, lambda mu, s: distributions.Laplace(mu, s.exp())),
@@ -89,7 +85,7 @@ TABLE = (
         "ZeroInflatedNegativeBinomial",
         "zero_inflated_negative_binomial_nll",
         "mu log_theta gate_logits",
-        lambda mu, log_theta, gate_logits: mu * torch.sigmoid(-gate_logits),
+        lambda mu, log_theta, gate_logits: mu * torch.sigmoid(-torch.as_tensor(gate_logits)),
         counts=True,
     ),
     Row("Binomial", "binomial_nll", "logits total", _successes, lambda p, n: distributions.Binomial(n, logits=p)),

@@ -49,7 +49,7 @@ class SoftIntroVAE:
         reconstruction = _squared_error(x, fakes[: len(x)])
         with frozen(self.critic.parameters()):
             kl_fake = _mean(model.draw(fakes)[1])
-        loss = (self.beta_rec * reconstruction + self.beta_kl * kl_fake) / x[0].numel()
+        loss = (self.beta_rec * reconstruction + self.beta_kl * kl_fake) / x.shape[1:].numel()
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl, "kl_fake": kl_fake}
 
     def critic_loss(self, model: VAE, x: torch.Tensor) -> Parts:
@@ -63,7 +63,7 @@ class SoftIntroVAE:
             z_fake, kl_fake, _ = model.draw(fakes)
             wrong = self.beta_rec * _squared_error(fakes, model.decode(z_fake)) + self.beta_neg * kl_fake
             real = self.beta_rec * _squared_error(x, copy) + self.beta_kl * kl
-            loss = real / x[0].numel() + 0.5 * _mean(torch.exp(-2 / x[0].numel() * wrong))
+            loss = real / x.shape[1:].numel() + 0.5 * _mean(torch.exp(-2 / x.shape[1:].numel() * wrong))
         return {"loss": loss, "kl": kl, "kl_fake": _mean(kl_fake)}
 
 
@@ -73,4 +73,4 @@ def _squared_error(x: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
 
 def _mean(of_fakes: torch.Tensor) -> torch.Tensor:
     """[2 B] -> [B], over a sample's two fakes."""
-    return of_fakes.unflatten(0, (2, -1)).mean(0)
+    return of_fakes.unflatten(0, (2, len(of_fakes) // 2)).mean(0)

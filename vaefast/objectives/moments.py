@@ -9,19 +9,25 @@ import torch
 
 from vaefast.models import VAE
 from vaefast.objectives.elbo import Parts, evaluated, gaussian_posterior
-from vaefast.ops import dip_regulariser, mmd
+from vaefast.ops import dip_regulariser, mmd, ranks
+from vaefast.reference.gaussian import compute_dtype
 
 
 class _MMD:
     """What InfoVAE and WAE-MMD have in common: the discrepancy of z's sample and one of the prior."""
 
     def __init__(self, kernel: str, scales: Sequence[float] | None, unbiased: bool, group):
-        self.options = {"kernel": kernel, "scales": scales, "unbiased": unbiased, "group": group}
+        self.options, self.group = {"kernel": kernel, "scales": scales, "unbiased": unbiased}, group
 
     def _discrepancy(self, model: VAE, z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             prior = model.sample_prior(len(z))
-        return mmd(z, prior, **self.options).expand(len(z))
+        rows = len(z)
+        if self.group is not None:
+            z, prior = (ranks.all_gather(each, self.group) for each in (z, prior))
+        if len(z) == 1 and self.options["unbiased"]:
+            return z.new_zeros(rows, dtype=compute_dtype(z.dtype))
+        return mmd(z, prior, **self.options).expand(rows)
 
 
 class InfoVAE(_MMD):
@@ -33,7 +39,8 @@ class InfoVAE(_MMD):
         kernel, scales, unbiased, group: as for `vaefast.mmd`.
 
     Called with (model, x) it gives {"loss", "reconstruction", "kl", "mmd"}, each [B]; mmd is one number for the batch,
-    which needs two samples where it is unbiased. A prior with parameters gets its gradient from KL alone.
+    and 0 for a batch of one sample, of which there is no unbiased estimate. A prior with parameters gets its gradient
+    from KL alone.
     """
 
     def __init__(self, alpha=0.0, lambda_=1000.0, *, kernel="imq", scales=None, unbiased=True, group=None):
@@ -55,7 +62,7 @@ class WAEMMD(_MMD):
         kernel, scales, unbiased, group: as for `vaefast.mmd`.
 
     Called with (model, x) it gives {"loss", "reconstruction", "kl", "mmd"}, each [B]; mmd is one number for the batch,
-    which needs two samples where it is unbiased.
+    and 0 for a batch of one sample, of which there is no unbiased estimate.
     """
 
     def __init__(self, weight=10.0, *, kernel="imq", scales=None, unbiased=True, group=None):

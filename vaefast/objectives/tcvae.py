@@ -106,7 +106,7 @@ class FactorVAE(nn.Module):
     def critic_loss(self, model: VAE, x: torch.Tensor) -> Parts:
         """{"loss", "accuracy"}, each [B], of a fresh z ~ q(z | x); nothing flows to the model."""
         with torch.no_grad():
-            z = model.encode(x).rsample()
+            z = model.draw(x)[0]
             permuted = permute_dimensions(z, group=self.group)
         joint, product = self._logit(z), self._logit(permuted)
         loss = 0.5 * (softplus(-joint) + softplus(product))

@@ -207,7 +207,7 @@ class PatchVAEGAN(nn.Module):
         if self.kind == "likelihood":
             return model.likelihood(output.decoded, x)
         x = model.unit(x)
-        error, size = (x - copy).abs().flatten(1).sum(1), x[0].numel()
+        error, size = (x - copy).abs().flatten(1).sum(1), x.shape[1:].numel()
         if self.perceptual is not None:
             error = error + size * self.perceptual_weight * self.perceptual(x, copy).flatten(1).mean(1)
         return error * torch.exp(-self.logvar) + size * self.logvar

@@ -11,7 +11,7 @@ import numbers
 
 import torch
 
-from vaefast.ops._likelihood import Likelihood
+from vaefast.ops._likelihood import Likelihood, parameter
 from vaefast.reference import counts as reference
 
 _COUNTS = ("counts, whole numbers from 0 up", lambda x: (x >= 0) & (x == torch.round(x)))
@@ -85,8 +85,8 @@ def negative_binomial_nll(
     Args:
         mu: means from 0 up, [*batch, *event]; float32, float64, float16 or bfloat16.
         x: counts, of any real type, which broadcast with mu.
-        log_theta: logarithm of the inverse dispersion, which broadcasts: [G] is one per gene. It is Poisson's in the
-            limit of inf, and from 43 on (300 in float64) taken there.
+        log_theta: logarithm of the inverse dispersion: a number, or a tensor that broadcasts, as [G], one per gene. It
+            is Poisson's in the limit of inf, and from 43 on (300 in float64) taken there.
         weight, batch_ndim, validate: as in `poisson_nll`.
 
     Returns:
@@ -100,6 +100,7 @@ def negative_binomial_nll(
     Source: Lopez et al., 2018, "Deep generative modeling for single-cell transcriptomics", whose implementation adds
     1e-8 inside the logarithms; here they are exact.
     """
+    log_theta = parameter(log_theta, mu)
     return _negative_binomial_nll(mu, x, log_theta, weight=weight, batch_ndim=batch_ndim, validate=validate)
 
 
@@ -110,7 +111,7 @@ def zero_inflated_negative_binomial_nll(
 
     Args:
         mu, x, log_theta: as in `negative_binomial_nll`.
-        gate_logits: log-odds of a zero that is none of NB's, which broadcast.
+        gate_logits: log-odds of a zero that is none of NB's: a number, or a tensor that broadcasts.
         weight, batch_ndim, validate: as in `poisson_nll`.
 
     Returns:
@@ -121,7 +122,7 @@ def zero_inflated_negative_binomial_nll(
 
     Source: Lopez et al., 2018, "Deep generative modeling for single-cell transcriptomics".
     """
-    tensors = (mu, x, log_theta, gate_logits)
+    tensors = (mu, x, parameter(log_theta, mu), parameter(gate_logits, mu))
     return _zero_inflated_negative_binomial_nll(*tensors, weight=weight, batch_ndim=batch_ndim, validate=validate)
 
 
@@ -164,8 +165,8 @@ def beta_binomial_nll(
         logits: log-odds of the mean, [*batch, *event]; float32, float64, float16 or bfloat16.
         x: successes, of any real type, which broadcast with logits.
         total: trials: a number, or a tensor of any real type, which broadcasts.
-        log_concentration: ln c, which broadcasts. For alpha and beta themselves pass log_alpha - log_beta and
-            logaddexp(log_alpha, log_beta); for a dispersion gamma in (0, 1), c = 1 / gamma - 1.
+        log_concentration: ln c: a number, or a tensor that broadcasts. For alpha and beta themselves pass log_alpha -
+            log_beta and logaddexp(log_alpha, log_beta); for a dispersion gamma in (0, 1), c = 1 / gamma - 1.
         weight, batch_ndim, validate: as in `poisson_nll`.
 
     Returns:
@@ -175,5 +176,5 @@ def beta_binomial_nll(
     Gradient: to logits and log_concentration, whose first orders cancel before they are computed, so that the gradient
     of an almost binomial's concentration is right; d/dx and d/dtotal by autograd of the formula.
     """
-    tensors = (logits, x, _total(total, logits), log_concentration)
+    tensors = (logits, x, _total(total, logits), parameter(log_concentration, logits))
     return _beta_binomial_nll(*tensors, weight=weight, batch_ndim=batch_ndim, validate=validate)

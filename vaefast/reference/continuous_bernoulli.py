@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vaefast.reference.gaussian import compute_dtype
+
 # B_2k / (2k)!, k = 1, 2, …: log(sinh(h / 2) / (h / 2)) = sum of these times h^2k / 2k
 _SERIES = (
     1 / 12,
@@ -42,3 +44,18 @@ def continuous_bernoulli_nll(logits, x, scale):
     a = large.abs()
     normaliser = torch.log(a / -torch.expm1(-a))
     return torch.where(near, around_0, linear - torch.where(linear.isinf(), 0, normaliser))
+
+
+def mean(logits):
+    """E[x | logits] = 1 / (1 - exp(-logits)) - 1 / logits, the derivative of the log of the normaliser; near 0 by its
+    series."""
+    given, logits = logits.dtype, logits.to(compute_dtype(logits.dtype))
+    near = logits.abs() <= 1
+    small = torch.where(near, logits, 0)
+    series = 0.0
+    for coefficient in reversed(_SERIES):
+        series = series * small * small + coefficient
+    a = torch.where(near, 2, logits).abs()
+    below = 1 / a + torch.exp(-a) / torch.expm1(-a)  # the mean for -a
+    away = torch.where(logits > 0, 1 - below, below)
+    return torch.where(near, 0.5 + series * small, away).to(given)

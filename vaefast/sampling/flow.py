@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vaefast.models import VAE
 from vaefast.models.priors import FlowPrior
 from vaefast.sampling.sampler import Posteriors, Sampler
 
@@ -29,6 +30,9 @@ class Flow(Sampler):
         super().__init__(temperature=temperature)
         self.layers, self.hidden = layers, hidden
         self.steps, self.batch_size, self.lr = steps, batch_size, lr
+
+    def check(self, model: VAE, count: int) -> None:
+        FlowPrior(model.latent_shape, 0)
 
     def _build(self, size: int) -> None:
         self.flow = FlowPrior((size,), self.layers, self.hidden)

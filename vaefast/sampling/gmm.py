@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vaefast.models import VAE
 from vaefast.sampling.sampler import Posteriors, Sampler
 
 
@@ -12,7 +13,7 @@ class GaussianMixture(Sampler):
     (Ghosh et al. 2020, "From variational to deterministic autoencoders", section 4, with 10).
 
     Args:
-        components: at most the number of samples.
+        components: from 1 to the number of samples.
         on: "mean" for the posterior means, "sample" for one draw from every posterior.
 
     Raises:
@@ -23,7 +24,13 @@ class GaussianMixture(Sampler):
         super().__init__(temperature=temperature)
         if on not in ("mean", "sample"):
             raise ValueError(f"on must be 'mean' or 'sample', got {on!r}")
+        if not isinstance(components, int) or isinstance(components, bool) or components < 1:
+            raise ValueError(f"components must be a whole number from 1 up, got {components!r}")
         self.components, self.on = components, on
+
+    def check(self, model: VAE, count: int) -> None:
+        if self.components > count:
+            raise ValueError(f"components must be at most the number of samples {count}, got {self.components}")
 
     def _build(self, size: int) -> None:
         self.register_buffer("weights", torch.zeros(self.components))

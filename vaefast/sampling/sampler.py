@@ -44,21 +44,25 @@ class Sampler(torch.nn.Module):
     def fit(self, model: VAE, x: torch.Tensor, *, batch_size: int = 500) -> Sampler:
         """Fit to q(z | x) of a data set x [N, *data_shape], encoded `batch_size` at a time; the model is not changed.
 
-        What is random follows `torch.manual_seed`.
+        What is random follows `torch.manual_seed`. A half type's model has its sampler in float32.
+
+        Raises:
+            TypeError, ValueError: as `check` does.
         """
+        self.check(model, len(x))
         with torch.no_grad():
             found = [model.encode(rows.to(next(model.parameters()).device)) for rows in x.split(batch_size)]
             mean, std = (torch.cat(t).flatten(1) for t in ([q.mean for q in found], [q.std for q in found]))
+            mean, std = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (mean, std))
         self._begin(model.latent_shape)
         self.to(mean.device, mean.dtype)
-        self._check(model)
         with torch.enable_grad():
             self._fit(Posteriors(mean, std))
         return self.eval().requires_grad_(False)
 
     @torch.no_grad()
     def sample(self, count: int, *, seed=None, temperature: float = 1.0) -> torch.Tensor:
-        """z [count, *latent_shape]; `seed` as for `vaefast.standard_normal`.
+        """z [count, *latent_shape], float32 (float64 of a float64 model); `seed` as for `vaefast.standard_normal`.
 
         Raises:
             RuntimeError: before `fit`.
@@ -72,6 +76,7 @@ class Sampler(torch.nn.Module):
 
     def load_state_dict(self, state, strict: bool = True, assign: bool = False):
         self._begin(state["shape"].tolist())
+        self.to(state["scale"].dtype)
         return super().load_state_dict(state, strict, assign)
 
     @property
@@ -84,8 +89,12 @@ class Sampler(torch.nn.Module):
         self.register_buffer("scale", torch.ones(self._size))
         self._build(self._size)
 
-    def _check(self, model: VAE) -> None:
-        """Refuse a model that this sampler is not meant for."""
+    def check(self, model: VAE, count: int) -> None:
+        """Refuse what this sampler is not meant for: a model, or `count` samples to be fitted to.
+
+        Raises:
+            TypeError, ValueError: say what does not fit.
+        """
 
     def _build(self, size: int) -> None:
         """Make the parameters and buffers for z of `size` numbers."""
@@ -105,6 +114,6 @@ class Sampler(torch.nn.Module):
 class Normal(Sampler):
     """N(0, I), whatever the data. What a VAE samples from by itself, too, unless it has a prior of its own."""
 
-    def _check(self, model: VAE) -> None:
+    def check(self, model: VAE, count: int) -> None:
         if getattr(model, "hierarchical", False):
             raise TypeError("a hierarchical model's z is not N(0, I); leave the sampler out to draw from its prior")

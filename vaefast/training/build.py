@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from vaefast import data, models, nn, objectives
+from vaefast import data, models, nn, objectives, sampling
 from vaefast.training import distributed
 from vaefast.training.settings import Settings, SettingsError, options
 from vaefast.training.trainer import Trainer
@@ -23,7 +23,7 @@ def load_data(settings: Settings) -> data.Split:
     """
     try:
         return data.load(settings.data, **options(settings, "data_options"))
-    except (data.DataError, TypeError) as error:
+    except (TypeError, ValueError) as error:
         raise SettingsError(str(error)) from None
 
 
@@ -60,9 +60,22 @@ def create(what: str, maker: Callable, name: str, given: dict):
     """
     try:
         return maker(name, **given)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # a RuntimeError is PyTorch's, of a size below 0
         who = f"{what} {name!r}: "
         raise SettingsError(who + str(error).removeprefix(who)) from None
+
+
+def check_sampler(settings: Settings, model: torch.nn.Module, count: int) -> None:
+    """
+    Raises:
+        SettingsError: for a sampler that is not meant for this model, or for `count` samples to be fitted to.
+    """
+
+    def check(name: str, **given) -> None:
+        sampling.create(name, **given).check(model, count)
+
+    if settings.sampler != sampling.PRIOR:
+        create("sampler", check, settings.sampler, options(settings, "sampler_options"))
 
 
 def trainer(settings: Settings, model: torch.nn.Module, objective: Callable, steps_per_epoch: int) -> Trainer:

@@ -66,8 +66,6 @@ def prepare(settings: Settings) -> torch.device:
     for name, names in (("model", models.NAMES), ("objective", objectives.NAMES), ("sampler", sampling.CHOICES)):
         if getattr(settings, name) not in names:
             raise SettingsError(f"{name} must be one of {', '.join(names)}, got {getattr(settings, name)!r}")
-    if settings.sampler != sampling.PRIOR:
-        build.create("sampler", sampling.create, settings.sampler, options(settings, "sampler_options"))
     if settings.sampler == "gmm" and importlib.util.find_spec("sklearn") is None:
         raise SettingsError("the sampler gmm needs scikit-learn: pip install scikit-learn")
     try:
@@ -158,16 +156,32 @@ class _Run:
         torch.manual_seed(settings.seed)
         self.model, model_config = build.model(settings, train.shape[1:])
         self.model.to(device)
+        build.check_sampler(settings, self.model, len(train))
         self.config = {"model": model_config, "settings": dataclasses.asdict(settings), "versions": versions()}
         objective = build.objective(settings, data, self.model)
         if isinstance(objective, torch.nn.Module):
             objective.to(device)
         self.train = Batches(train, settings.batch_size, shuffle=True)
-        self.held_out = Batches(test, min(len(test), 1000))
+        # no more than there are to train on: a total correlation's batch is part of the data set
+        self.held_out = Batches(test, min(len(test), len(train), 1000))
         self.watched = test[torch.arange(0, len(test), max(1, len(test) // _WATCHED))[:_WATCHED]].to(device)
         self.trainer: Trainer = build.trainer(settings, self.model, objective, len(self.train))
         self.seconds = 0.0  # of training, those before a resume included
         self.progress: list[dict] = []  # beside trainer.history, what differs from run to run
+        self._try(train[torch.arange(min(2 * distributed.world(), len(train)))])
+
+    def _try(self, few: torch.Tensor) -> None:
+        """Evaluate a few samples, since what does not fit is often said only where a batch comes.
+
+        Raises:
+            SettingsError: for a model and an objective that do not fit each other or the data.
+        """
+        try:
+            with torch.random.fork_rng([self.trainer.device] if self.trainer.device.type == "cuda" else []):
+                self.trainer.evaluate([few])
+        except (RuntimeError, TypeError, ValueError) as error:
+            who = f"model {self.settings.model!r} with the objective {self.settings.objective!r}"
+            raise SettingsError(f"{who}: {' '.join(str(error).split())}") from error
 
     @property
     def things(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 from vaefast.training.recipes import RECIPES
 from vaefast.training.trainer import AMP
@@ -150,13 +151,23 @@ def options(settings: Settings, name: str) -> dict:
     Raises:
         SettingsError: for text that is not "name=value name=value".
     """
-    found = {}
-    for part in getattr(settings, name).split():
-        key, equals, value = part.partition("=")
-        if not (key and equals):
+    found, rest = {}, getattr(settings, name).strip()
+    while rest:
+        key, equals, value = rest.partition("=")
+        if not equals or key.split() != [key]:
+            part = (key or rest).split()[0]
             raise SettingsError(f'{name.replace("_", " ")} must be "name=value name=value", got {part!r}')
-        try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
-            found[key] = value
+        found[key], rest = first_value(value)
     return found
+
+
+def first_value(text: str) -> tuple[object, str]:
+    """The value of JSON, or else the word, that `text` begins with; and what follows it."""
+    word = re.match(r"\S*", text)[0]
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError:
+        value, end = word, len(word)
+    if text[end : end + 1].strip():
+        value, end = word, len(word)
+    return value, text[end:].strip()

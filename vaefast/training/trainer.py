@@ -155,6 +155,7 @@ class Trainer:
         `state_dict` may be called and goes on from there.
 
         Raises:
+            ValueError: for an epoch without batches.
             NotFiniteError: at the end of an epoch in which most steps had a loss or a gradient that is not finite, or
                 none was taken.
         """
@@ -290,6 +291,8 @@ class Trainer:
             self._unsound += unsound
 
     def _finish_epoch(self) -> Parts:
+        if self._epoch_steps == 0:
+            raise ValueError("train must give batches in every epoch, and gave none; a generator gives them only once")
         count, loss = self._unsound.clone(), self._unsound[1:].clone()
         distributed.sum_all([loss])
         epoch = len(self.history) + 1
