@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import re
@@ -73,6 +74,17 @@ def commit() -> dict:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": os.environ.get("VAEFAST_COMMIT", "unknown"), "dirty": None}
+
+
+def measured(device: str) -> dict:
+    """What every stored result begins with."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "machine": machine(device),
+        "versions": versions(),
+        **commit(),
+        "date": now.strftime("%Y-%m-%dT%H:%MZ"),
+    }
 
 
 def environment() -> dict:

@@ -142,9 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     memory = options.memory * 1e9
     sizes = _QUICK if options.quick else SWEEPS
     results = {
-        "machine": facts.machine("cpu"),
-        "versions": facts.versions(),
-        **facts.commit(),
+        **facts.measured("cpu"),
         "environment": facts.environment(),
         "quick": options.quick,
         "memory_limit_bytes": memory,
