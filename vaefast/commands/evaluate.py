@@ -14,7 +14,6 @@ from vaefast.report.measures import compared, measures, missing, number, table, 
 from vaefast.runs import Run
 from vaefast.training import pictures
 
-_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
 _SHOWN, _COLUMNS = 60, 10  # images of each kind in the sheet of a run
 _OWN_PLACE = ("output",)  # settings whose difference between runs says nothing
 
@@ -26,7 +25,7 @@ def add(subparsers) -> None:
         description="Draw images from the model of the folder RUN, measure them and the model against the data, print "
         "the table, and keep it as RUN/evaluation.json, where `vaefast report` and `vaefast compare` find it.",
     )
-    evaluate.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    inputs.add_run(evaluate)
     evaluate.add_argument(
         "--samples",
         type=inputs.at_least(2),
@@ -74,8 +73,7 @@ def add(subparsers) -> None:
 
 
 def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, sampler: str | None, seed: int) -> None:
-    inputs.need("an evaluation", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "an evaluation")
     if not opened.pictorial:
         raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
     train, test = (opened.rows(data, len(data)) for data in (opened.data.train, opened.data.test))
@@ -97,10 +95,9 @@ def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, s
 
 
 def _compare(runs: list[str], output: str) -> None:
-    inputs.need("a comparison", _NEEDS)
     if len(runs) < 2:
         raise inputs.CommandError(f"compare takes two or more runs, got {len(runs)}")
-    opened = [Run(run) for run in runs]
+    opened = [inputs.opened(run, "a comparison") for run in runs]
     text = _text(opened)
     folder = inputs.make_folder(output)
     files, page = [folder / "compare.md"], f"{text}\n"

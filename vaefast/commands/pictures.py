@@ -14,7 +14,6 @@ from vaefast.nn import unit
 from vaefast.runs import Run
 from vaefast.training import pictures as draw
 
-_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
 _SHEET = "FILE.png for one sheet, FILE.npy for the numbers, or a folder for a PNG each"
 
 
@@ -24,7 +23,7 @@ def add(subparsers) -> None:
         help="draw new images from a trained model",
         description="Draw new images from a model that `vaefast train` left in the folder RUN.",
     )
-    sample.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    inputs.add_run(sample)
     sample.add_argument(
         "-n", type=inputs.at_least(1), default=100, dest="count", metavar="N", help="how many (%(default)s)"
     )
@@ -71,7 +70,7 @@ def add(subparsers) -> None:
 
 
 def _images(parser, output: str) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    inputs.add_run(parser)
     parser.add_argument(
         "images", metavar="IMAGES", nargs="*", help="image files, or folders of them; without any, held-out data"
     )
@@ -81,8 +80,7 @@ def _images(parser, output: str) -> None:
 
 @torch.no_grad()
 def _sample(run: str, count: int, seed: int, temperature: float, sampler: str | None, output: str | None) -> None:
-    inputs.need("drawing", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "drawing")
     path = _output(opened, output, "sampled.png")
     fitted = inputs.fitted_sampler(opened, sampler or opened.sampler_name, seed)
     images = opened.model.sample(count, seed=seed, temperature=temperature, sampler=fitted)
@@ -91,8 +89,7 @@ def _sample(run: str, count: int, seed: int, temperature: float, sampler: str | 
 
 @torch.no_grad()
 def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) -> None:
-    inputs.need("drawing", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "drawing")
     path = _output(opened, output, "reconstructed.png")
     originals = _given(opened, images, resize, 50)
     reconstructed = opened.model.reconstruct(originals)
@@ -104,8 +101,7 @@ def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) 
 
 @torch.no_grad()
 def _interpolate(run: str, images: list[str], resize: bool, steps: int, output: str | None) -> None:
-    inputs.need("drawing", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "drawing")
     path = _output(opened, output, "interpolated.png")
     ends = _given(opened, images, resize, 20)
     if len(ends) % 2:
