@@ -274,8 +274,7 @@ def aggregate_posterior(z, mu, logvar, every=0.0, own=0.0, next_=0.0, first=0) -
 
 def _pair_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
     """Log weights: of every pair, and what (i, i) and (i, i + 1) have beyond it."""
-    if not isinstance(dataset_size, int) or isinstance(dataset_size, bool):
-        raise TypeError(f"dataset_size must be an int, got {type(dataset_size).__name__}")
+    _checks.whole("dataset_size", dataset_size)
     least = {"weighted": 1, "stratified": 2}
     if estimator not in least:
         raise ValueError(f"estimator must be 'weighted' or 'stratified', got {estimator!r}")
