@@ -104,21 +104,16 @@ def _train(model, objective, images: torch.Tensor, settings: dict, draw: bool) -
     }
 
 
-def _spread(images: torch.Tensor, count: int) -> torch.Tensor:
-    count = min(count, len(images))
-    return images[torch.arange(count) * len(images) // count]
-
-
 def _nll(settings: dict, split) -> dict:
     """Burda's network of one stochastic layer: 784-200-200-50, tanh."""
-    from vaefast import metrics, models, objectives
+    from vaefast import data, metrics, models, objectives
 
     shape = tuple(split.train.shape[1:])
     sizes = {"encoder_hidden": [200, 200], "decoder_hidden": [200, 200], "activation": "tanh"}
     model = models.create("dense", data_shape=shape, latent=50, **sizes)
     objective, options = METHODS[settings["name"].split(",")[0]]
     found = _train(model, objectives.create(objective, **options), split.train, settings, draw=True)
-    x = binarised(_spread(split.test, settings["images"]), seed=0)
+    x = binarised(data.spread(split.test, settings["images"]), seed=0)
     nll = metrics.importance_nll(model, x, settings["importance"], chunk=500)
     return found | {"test_images": len(x), "nll": nll._asdict()}
 
@@ -137,13 +132,13 @@ def ladder(levels: int, shape: tuple[int, ...]):
 
 
 def _ladder(settings: dict, split) -> dict:
-    from vaefast import metrics, objectives
+    from vaefast import data, metrics, objectives
 
     model = ladder(int(settings["name"]), tuple(split.train.shape[1:]))
     # levels of 0 and 255, which every later draw leaves as they are
     drawn_once = (255 * binarised(split.train, seed=1)).to(torch.uint8)
     found = _train(model, objectives.create("elbo"), drawn_once, settings, draw=True)
-    x = binarised(_spread(split.test, settings["images"]), seed=0)
+    x = binarised(data.spread(split.test, settings["images"]), seed=0)
     with torch.no_grad():
         kl = model(x, seed=0).kl_by_level.mean(0).tolist()
     bounds = {
@@ -154,14 +149,14 @@ def _ladder(settings: dict, split) -> dict:
 
 
 def _fashion(settings: dict, split) -> dict:
-    from vaefast import metrics, models, objectives, sampling
+    from vaefast import data, metrics, models, objectives, sampling
 
     likelihood, options = SIGMAS[settings["name"]]
     shape = tuple(split.train.shape[1:])
     model = models.create("conv", data_shape=shape, likelihood=likelihood, likelihood_options=options)
     found = _train(model, objectives.create("elbo"), split.train, settings, draw=False)
-    test = _spread(split.test, settings["images"])
-    sets = {"training images": _spread(split.train, len(test))}
+    test = data.spread(split.test, settings["images"])
+    sets = {"training images": data.spread(split.train, len(test))}
     sets[settings["name"]] = metrics.draw(model, len(test), seed=settings["seed"])
     if settings["name"] == "learned sigma":
         started = time.perf_counter()

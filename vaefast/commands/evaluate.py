@@ -10,6 +10,7 @@ import torch
 
 from vaefast import checkpoint, metrics
 from vaefast.commands import inputs
+from vaefast.data import spread
 from vaefast.report.measures import compared, measures, missing, number, table, training_measures
 from vaefast.runs import Run
 from vaefast.training import pictures
@@ -76,7 +77,7 @@ def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, s
     opened = inputs.opened(run, "an evaluation")
     if not opened.pictorial:
         raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
-    train, test = (opened.rows(data, len(data)) for data in (opened.data.train, opened.data.test))
+    train, test = (spread(data, len(data)) for data in (opened.data.train, opened.data.test))
     sampler = sampler or opened.sampler_name
     options = {"samples": samples, "extractor": extractor, "importance_samples": importance_samples, "seed": seed}
     options["progress"] = sys.stderr.isatty()
@@ -86,8 +87,8 @@ def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, s
     except ModuleNotFoundError as error:
         raise inputs.CommandError(f'an evaluation needs {error.name}: pip install "vaefast[metrics]"') from None
     path = opened.store_evaluation(found | {"sampler": sampler})
-    attained = (("" if m.attained is None else number(m.attained)) for m in measures(found).values())
-    rows = [[m.label, m.text, a, m.better] for m, a in zip(measures(found).values(), attained, strict=True)]
+    taken = measures(found).values()
+    rows = [[m.label, m.text, "" if m.attained is None else number(m.attained), m.better] for m in taken]
     print(table([["measure", "value [95 %]", "training images", "better"], *rows]))
     for label, reason in missing(found).items():
         print(f"{label}: not measured, {reason}")
