@@ -504,10 +504,8 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=(), symmetric=False,
     sums, all_parts = [], []
     for of_rows, owned, streamed in ((True, padded[0], col_count), (False, padded[1], row_count)):
         parts = _parts(owned, streamed, stream, _MOST_PARTS)
-        if of_rows:
-            slots, wanted = dims + (kernel is not None), grads[0] is not None or kernel is not None
-        else:
-            slots, wanted = (1 + (kernel is None) + dimensions) * dims + 1, grads[1] is not None
+        slots = _slots.fn(dims, kernel is None, dimensions, of_rows)
+        wanted = grads[0] is not None or kernel is not None if of_rows else grads[1] is not None
         sums.append(points.new_empty((parts, slots, owned)) if wanted else None)
         all_parts.append(parts)
         if wanted:
