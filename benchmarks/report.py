@@ -12,6 +12,8 @@ import math
 import sys
 from pathlib import Path
 
+from benchmarks.pages import table
+
 _RIVALS = ("eager", "compile")
 _COLOURS = {"eager": "#9a9a9a", "compile": "#d98324", "cuda": "#1b6ca8", "triton": "#3a9d6e", "cpu": "#1b6ca8"}
 
@@ -32,10 +34,6 @@ def verdict(ratio: float, target: float | None) -> str:
         return f"{ratio:.2f}× (≥ {target:g}× met)"
     text = f"{ratio:.2f}×" if target is None else f"{ratio:.2f}× (≥ {target:g}× **missed**)"
     return f"{text} **slower**" if ratio < 1 else text
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def _label(row: dict) -> str:
@@ -59,7 +57,7 @@ def speed_table(rows: list[dict]) -> str:
             versus = [verdict(ratios[r], targets.get(r)) if r in ratios else "" for r in _RIVALS]
             rivals = [times.get(r, "") for r in _RIVALS]
             lines.append([_label(row) + where, str(row["threads"]), backend, times[backend], *rivals, *versus])
-    return _table(head, lines)
+    return "\n".join(table(head, lines))
 
 
 def memory_table(rows: list[dict]) -> str:
@@ -74,7 +72,7 @@ def memory_table(rows: list[dict]) -> str:
             beyond = used["forward_peak"] - wanted, used["step_peak"] - wanted - used["gradients"]
             extra = [size(b) if b > 0 else "nothing" for b in beyond]
             lines.append([_label(row), name, *[size(used[c]) for c in columns], *extra])
-    return _table(head, lines) if lines else ""
+    return "\n".join(table(head, lines)) if lines else ""
 
 
 def bandwidth_table(entries: list[dict]) -> str:
@@ -87,7 +85,7 @@ def bandwidth_table(entries: list[dict]) -> str:
                 met = "met" if part >= entry["target"] else "**missed**"
                 text = f"{part:.0%} (≥ {entry['target']:.0%} {met})"
             lines.append([entry["dtype"], name, duration(stats["median_s"]), speed, text])
-    return _table(head, lines) if lines else ""
+    return "\n".join(table(head, lines)) if lines else ""
 
 
 def markdown(results: dict) -> str:
