@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import statistics
 import sys
@@ -62,9 +61,7 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 
 def png(figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    return checkpoint.content(lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def strip(ax, text: str, width: int) -> None:

@@ -159,6 +159,4 @@ def _sheet(runs: Sequence[Run]) -> bytes:
             sheet.paste(picture, (left, top + title - 8))
             left += width + margin
         top += height
-    file = io.BytesIO()
-    sheet.save(file, "png")
-    return file.getvalue()
+    return checkpoint.content(lambda file: sheet.save(file, "png"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
@@ -145,9 +144,7 @@ def _write(images: torch.Tensor, path: Path, columns: int) -> None:
     elif path.suffix == ".npy":
         import numpy as np
 
-        file = io.BytesIO()
-        np.save(file, images.numpy())
-        _say(path, file.getvalue())
+        _say(path, checkpoint.content(lambda file: np.save(file, images.numpy())))
     else:
         inputs.make_folder(path)
         for i, image in enumerate(unit(images)):
@@ -166,6 +163,4 @@ def _png(image: torch.Tensor) -> bytes:
     from PIL import Image
 
     levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).squeeze(-1)
-    file = io.BytesIO()
-    Image.fromarray(levels.numpy()).save(file, "png")
-    return file.getvalue()
+    return checkpoint.content(lambda file: Image.fromarray(levels.numpy()).save(file, "png"))
