@@ -13,17 +13,9 @@ import torch
 
 import benchmarks
 import vaefast
+from vaefast.info import cpu_name
 
 ROOT = Path(__file__).parents[1]
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def machine(device: str) -> dict:
