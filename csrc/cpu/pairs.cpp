@@ -487,12 +487,10 @@ constexpr Entry kEntries[] = {VAEFAST_PAIR_DENSITIES(VAEFAST_ENTRY)};
 
 // False: no density of that name.
 bool run_pairs(const char* density, const Pairs& pairs, int threads) {
-  for (const Entry& entry : kEntries)
-    if (strcmp(entry.name, density) == 0) {
-      (pairs.wide ? entry.wide : entry.narrow)(pairs, threads);
-      return true;
-    }
-  return false;
+  const Entry* entry = find(kEntries, density);
+  if (entry == nullptr) return false;
+  (pairs.wide ? entry->wide : entry->narrow)(pairs, threads);
+  return true;
 }
 
 }  // namespace VAEFAST_ISA

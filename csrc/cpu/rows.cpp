@@ -469,12 +469,10 @@ constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
 
 // False: no density of that name.
 bool run_rows(const char* density, const Walk& walk, int threads) {
-  for (const Entry& entry : kEntries)
-    if (strcmp(entry.name, density) == 0) {
-      (walk.wide ? entry.wide : entry.narrow)(walk, threads);
-      return true;
-    }
-  return false;
+  const Entry* entry = find(kEntries, density);
+  if (entry == nullptr) return false;
+  (walk.wide ? entry->wide : entry->narrow)(walk, threads);
+  return true;
 }
 
 }  // namespace VAEFAST_ISA
