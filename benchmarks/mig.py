@@ -77,8 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.output or (None if options.samples else RESULTS / "mig" / f"{facts.slug('cpu')}.json")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"machine": facts.machine("cpu"), "versions": facts.versions(), **facts.commit()}
-        path.write_text(json.dumps(about | {"environment": facts.environment(), "row": row}, indent=1) + "\n")
+        about = facts.measured("cpu") | {"environment": facts.environment()}
+        path.write_text(json.dumps(about | {"row": row}, indent=1) + "\n")
     print(f"{samples} samples of {len(mean)} codes: {seconds:.0f} s on {options.threads} threads,", end=" ")
     print(f"{peak / 1e6:.0f} MB beside the {row['inputs_bytes'] / 1e6:.0f} MB of the codes; MIG {found.mig:.3f}")
     return 0

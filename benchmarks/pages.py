@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import statistics
+import sys
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
+from vaefast import checkpoint
+
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # 97.5 % quantile by number of values
+
+
+def write(path: Path, page: str, pictures: dict[str, bytes]) -> None:
+    """A page, and beside it the pictures that it shows."""
+    for name, content in pictures.items():
+        checkpoint.write(path.with_name(name), content)
+    checkpoint.write(path, page.encode())
+    print(f"written: {path}", file=sys.stderr)
 
 
 def line(cells: list[str]) -> str:
@@ -50,9 +61,7 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 
 def png(figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    return checkpoint.content(lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def strip(ax, text: str, width: int) -> None:

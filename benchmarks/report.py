@@ -12,6 +12,8 @@ import math
 import sys
 from pathlib import Path
 
+from benchmarks.pages import table
+
 _RIVALS = ("eager", "compile")
 _COLOURS = {"eager": "#9a9a9a", "compile": "#d98324", "cuda": "#1b6ca8", "triton": "#3a9d6e", "cpu": "#1b6ca8"}
 
@@ -32,10 +34,6 @@ def verdict(ratio: float, target: float | None) -> str:
         return f"{ratio:.2f}× (≥ {target:g}× met)"
     text = f"{ratio:.2f}×" if target is None else f"{ratio:.2f}× (≥ {target:g}× **missed**)"
     return f"{text} **slower**" if ratio < 1 else text
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def _label(row: dict) -> str:
@@ -59,7 +57,7 @@ def speed_table(rows: list[dict]) -> str:
             versus = [verdict(ratios[r], targets.get(r)) if r in ratios else "" for r in _RIVALS]
             rivals = [times.get(r, "") for r in _RIVALS]
             lines.append([_label(row) + where, str(row["threads"]), backend, times[backend], *rivals, *versus])
-    return _table(head, lines)
+    return "\n".join(table(head, lines))
 
 
 def memory_table(rows: list[dict]) -> str:
@@ -74,7 +72,7 @@ def memory_table(rows: list[dict]) -> str:
             beyond = used["forward_peak"] - wanted, used["step_peak"] - wanted - used["gradients"]
             extra = [size(b) if b > 0 else "nothing" for b in beyond]
             lines.append([_label(row), name, *[size(used[c]) for c in columns], *extra])
-    return _table(head, lines) if lines else ""
+    return "\n".join(table(head, lines)) if lines else ""
 
 
 def bandwidth_table(entries: list[dict]) -> str:
@@ -87,7 +85,7 @@ def bandwidth_table(entries: list[dict]) -> str:
                 met = "met" if part >= entry["target"] else "**missed**"
                 text = f"{part:.0%} (≥ {entry['target']:.0%} {met})"
             lines.append([entry["dtype"], name, duration(stats["median_s"]), speed, text])
-    return _table(head, lines) if lines else ""
+    return "\n".join(table(head, lines)) if lines else ""
 
 
 def markdown(results: dict) -> str:
@@ -114,10 +112,8 @@ def markdown(results: dict) -> str:
 
 def plot(results: dict, path: Path) -> None:
     """Bars of the ratios; where sizes were swept, time against size instead."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     rows = [row for row in results["rows"] if "error" not in row]
     if not rows:
@@ -127,7 +123,8 @@ def plot(results: dict, path: Path) -> None:
         for row in rows:
             if row["name"].startswith("rsample_kl_2^"):
                 sweep[row["dtype"], row["mode"]].append(row)
-        figure, axes = pyplot.subplots(1, len(sweep), figsize=(4.2 * len(sweep), 3.8), sharey=True, squeeze=False)
+        figure = Figure(figsize=(4.2 * len(sweep), 3.8))
+        axes = figure.subplots(1, len(sweep), sharey=True, squeeze=False)
         for axis, ((dtype, mode), points) in zip(axes[0], sorted(sweep.items()), strict=True):
             for name in points[0]["times"]:
                 # two inputs of n elements each
@@ -138,7 +135,8 @@ def plot(results: dict, path: Path) -> None:
         axes[0][0].set_ylabel("rsample + KL, forward + backward (µs)")
         axes[0][0].legend(frameon=False)
     else:
-        figure, axis = pyplot.subplots(figsize=(7, 0.8 + 0.55 * len(rows)))
+        figure = Figure(figsize=(7, 0.8 + 0.55 * len(rows)))
+        axis = figure.subplots()
         for i, row in enumerate(reversed(rows)):
             for j, rival in enumerate(r for r in _RIVALS if r in row["times"]):
                 ratio, height = row["ratios"][row["fused"][0]][rival], i + 0.2 - 0.4 * j
@@ -152,14 +150,17 @@ def plot(results: dict, path: Path) -> None:
         axis.margins(x=0.12)
         axis.set_yticks(range(len(rows)), [f"{_label(r)} ({r['threads']} thr.)" for r in reversed(rows)])
         axis.set_xlabel("times faster (black: the target)")
-        keys = [pyplot.Rectangle((0, 0), 1, 1, color=_COLOURS[r]) for r in _RIVALS]
+        keys = [Rectangle((0, 0), 1, 1, color=_COLOURS[r]) for r in _RIVALS]
         figure.legend(keys, [f"against {r}" for r in _RIVALS], frameon=False, loc="lower left", fontsize=8)
     machine = results["machine"]
-    title = f"{machine.get('gpu') or machine['cpu']}, torch {results['versions']['torch']}, {results['commit'][:10]}"
+    save(figure, machine.get("gpu") or machine["cpu"], results, path)
+
+
+def save(figure, where: str, results: dict, path: Path) -> None:
+    title = f"{where}, torch {results['versions']['torch']}, {results['commit'][:10]}"
     figure.suptitle(title + (" (quick run)" if results["quick"] else ""), fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def write_readme(text: str) -> None:

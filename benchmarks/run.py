@@ -9,7 +9,6 @@ A part (--only) and a quick run (--quick) are printed, and stored only where --o
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -55,11 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS[options.device])
     results = {
         "device": options.device,
-        "machine": facts.machine(options.device),
-        "versions": facts.versions(),
+        **facts.measured(options.device),
         "build": _extension.facts(),
-        **facts.commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
         "environment": facts.environment(),
         "seconds_per_case": seconds,
         "quick": options.quick,

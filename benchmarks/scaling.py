@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import facts, measure, pairs
-from benchmarks.report import _COLOURS
+from benchmarks import facts, measure, pairs, report
 from benchmarks.run import RESULTS
 
 SWEEPS = {  # (B, D), in growing order
@@ -105,30 +104,24 @@ def _line(row: dict) -> str:
 
 
 def plot(results: dict, path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, len(results["sweeps"]), figsize=(9, 7), sharex="col", sharey="row", squeeze=False)
+    figure = Figure(figsize=(9, 7))
+    axes = figure.subplots(2, len(results["sweeps"]), sharex="col", sharey="row", squeeze=False)
     for column, (grows, rows) in zip(axes.T, results["sweeps"].items(), strict=True):
         for axis, figure_of, unit in zip(column, ("seconds", "peak_bytes"), (1, 1e-6), strict=True):
             for name in _CONTENDERS:
                 known = [(r[grows], r["contenders"][name]) for r in rows]
                 known = [(x, found[figure_of] * unit) for x, found in known if "ended_by" not in found]
                 label = "vaefast" if name == "cpu" else name
-                axis.loglog(*zip(*known, strict=True), "o-", label=label, color=_COLOURS.get(name), markersize=4)
+                axis.loglog(*zip(*known, strict=True), "o-", label=label, color=report._COLOURS.get(name), markersize=4)
             axis.grid(True, which="major", alpha=0.3)
         column[1].axhline(results["memory_limit_bytes"] / 1e6, color="black", linewidth=0.8, linestyle="--")
         column[1].set_xlabel("B, with D = 10" if grows == "B" else f"D, with B = {rows[0]['B']}")
     axes[0][0].set_ylabel("total correlation, forward + backward (s)")
     axes[1][0].set_ylabel("peak beside the inputs (MB; dashed: the limit)")
     axes[0][0].legend(frameon=False)
-    title = f"{results['machine']['cpu']}, 1 thread, torch {results['versions']['torch']}, {results['commit'][:10]}"
-    figure.suptitle(title + (" (quick run)" if results["quick"] else ""), fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    report.save(figure, f"{results['machine']['cpu']}, 1 thread", results, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,9 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     memory = options.memory * 1e9
     sizes = _QUICK if options.quick else SWEEPS
     results = {
-        "machine": facts.machine("cpu"),
-        "versions": facts.versions(),
-        **facts.commit(),
+        **facts.measured("cpu"),
         "environment": facts.environment(),
         "quick": options.quick,
         "memory_limit_bytes": memory,

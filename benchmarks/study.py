@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import io
 import json
-import multiprocessing
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from benchmarks import facts, pages
+from benchmarks import facts, pages, pool
 from benchmarks.study_page import SHOWN, page, pictures
 from vaefast import checkpoint
 
@@ -156,15 +153,12 @@ def one(name: str, seed: int, epochs: int, runs: Path) -> dict:
 # --- all runs ---
 
 
-def stored(found: list[dict]) -> dict:
+def results_of(found: list[dict]) -> dict:
     """What study.json holds."""
     first = found[0]["samplers"]["normal"]["measures"]
     attainable = {m: first[m]["training_images"] for m in ("frechet_distance", "precision", "recall", "coverage")}
     return {
-        "machine": facts.machine("cpu"),
-        "versions": facts.versions(),
-        **facts.commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+        **facts.measured("cpu"),
         "cpu_seconds": sum(run["cpu_seconds"] for run in found),
         "train_images": found[0]["train_images"],
         "test_images": first["frechet_distance"]["real"],
@@ -180,11 +174,9 @@ def stored(found: list[dict]) -> dict:
     }
 
 
-def report(results: dict, folder: Path) -> None:
-    for name, content in pictures(results).items():
-        checkpoint.write(folder / name, content)
-    checkpoint.write(folder / "study.md", page(results).encode())
-    print(f"written: {folder / 'study.md'}", file=sys.stderr)
+def _distances(run: dict) -> str:
+    distances = {k: v["measures"]["frechet_distance"]["value"] for k, v in run["samplers"].items()}
+    return "FD " + ", ".join(f"{k} {value:.0f}" for k, value in distances.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,32 +192,23 @@ def main(arguments: list[str] | None = None) -> int:
     names = [n for n in VARIANTS if (options.only or "") in n]
     if not names:
         parser.error(f"--only {options.only}: there are {', '.join(VARIANTS)}")
+    stored, written = options.results / "study.json", options.results / "study.md"
     if options.report:
-        report(json.loads((options.results / "study.json").read_text()), options.results)
+        results = json.loads(stored.read_text())
+        pages.write(written, page(results), pictures(results))
         return 0
-    wanted = [(n, seed) for seed in range(options.seeds) for n in names]
-    started, found, failed = time.perf_counter(), {}, 0
-    context = multiprocessing.get_context("spawn")  # each worker loads the features' network once
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        tasks = {pool.submit(one, n, s, options.epochs, options.runs): (n, s) for n, s in wanted}
-        for task in as_completed(tasks):
-            name, seed = tasks[task]
-            try:
-                found[name, seed] = run = task.result()
-            except Exception as error:  # the others go on, and the exit status tells
-                failed += 1
-                print(f"{name}, seed {seed}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                continue
-            done = f"{time.perf_counter() - started:5.0f} s  {len(found)}/{len(wanted)}"
-            measures = {k: v["measures"]["frechet_distance"]["value"] for k, v in run["samplers"].items()}
-            distances = ", ".join(f"{k} {value:.0f}" for k, value in measures.items())
-            print(f"{done}  {name}, seed {seed}: FD {distances}", file=sys.stderr, flush=True)
-    if found:
+    wanted = {
+        f"{name}, seed {seed}": (name, seed, options.epochs, options.runs)
+        for seed in range(options.seeds)
+        for name in names
+    }
+    found = pool.run_all(one, wanted, options.workers, _distances)
+    if done := [run for run in found if run]:
         options.results.mkdir(parents=True, exist_ok=True)
-        results = stored([found[key] for key in wanted if key in found])
-        checkpoint.write_json(options.results / "study.json", results)
-        report(results, options.results)
-    return int(failed > 0)
+        results = results_of(done)
+        checkpoint.write_json(stored, results)
+        pages.write(written, page(results), pictures(results))
+    return int(None in found)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,16 @@ int thread_count() {
 #endif
 }
 
-void unknown(const char* density) { throw py::key_error(std::string("no density named ") + density); }
+// Runs a walk, which says whether it knows the density, while Python's other threads go on.
+template <class Run>
+void run(const char* density, Run walk) {
+  bool known;
+  {
+    py::gil_scoped_release release;
+    known = walk();
+  }
+  if (!known) throw py::key_error(std::string("no density named ") + density);
+}
 
 }  // namespace
 
@@ -276,6 +285,10 @@ void unknown(const char* density) { throw py::key_error(std::string("no density 
                                              py::arg("outputs") = py::tuple(), py::arg("row_outputs") = py::tuple(), \
                                              py::arg("seed") = py::none(), py::arg("params") = py::tuple(),          \
                                              py::arg("weight") = py::none()
+#define VAEFAST_PAIRS_ARGUMENTS                                                                           \
+  py::arg("density"), py::arg("tensors"), py::arg("every") = 0, py::arg("own") = 0, py::arg("next") = 0,  \
+                                          py::arg("numbers") = py::tuple(), py::arg("symmetric") = false, \
+                                          py::arg("first") = 0
 
 PYBIND11_MODULE(_C, m) {
   m.attr("build_facts") = VAEFAST_BUILD_FACTS;
@@ -325,13 +338,7 @@ PYBIND11_MODULE(_C, m) {
          const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed, const py::tuple& params,
          const py::object& weight) {
         Call call(2, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
-        int threads = thread_count();
-        bool known;
-        {
-          py::gil_scoped_release release;
-          known = chosen->run_rows(density, call.walk, threads);
-        }
-        if (!known) unknown(density);
+        run(density, [&] { return chosen->run_rows(density, call.walk, thread_count()); });
       },
       VAEFAST_WALK_ARGUMENTS);
 
@@ -341,16 +348,9 @@ PYBIND11_MODULE(_C, m) {
          const py::tuple& numbers, bool symmetric, int64_t first) {
         PairsCall call(tensors, every, own, next, numbers, symmetric, first);
         call.allocate(tensors, call.pairs.scratch_size());
-        int threads = thread_count();
-        bool known;
-        {
-          py::gil_scoped_release release;
-          known = chosen->run_pairs(density, call.pairs, threads);
-        }
-        if (!known) unknown(density);
+        run(density, [&] { return chosen->run_pairs(density, call.pairs, thread_count()); });
       },
-      py::arg("density"), py::arg("tensors"), py::arg("every") = 0, py::arg("own") = 0, py::arg("next") = 0,
-      py::arg("numbers") = py::tuple(), py::arg("symmetric") = false, py::arg("first") = 0);
+      VAEFAST_PAIRS_ARGUMENTS);
 
 #ifdef VAEFAST_HAS_CUDA
   m.def(
@@ -364,12 +364,7 @@ PYBIND11_MODULE(_C, m) {
           call.keep.push_back(row_outputs[0].attr("new_empty")(row_outputs.size() * call.walk.rows * pieces));
           call.walk.pieces = pointer(call.keep.back().ptr());
         }
-        bool known;
-        {
-          py::gil_scoped_release release;
-          known = cuda::run_rows(density, call.walk, device, reinterpret_cast<void*>(stream));
-        }
-        if (!known) unknown(density);
+        run(density, [&] { return cuda::run_rows(density, call.walk, device, reinterpret_cast<void*>(stream)); });
       },
       py::arg("device"), py::arg("stream"), VAEFAST_WALK_ARGUMENTS);
 
@@ -379,15 +374,8 @@ PYBIND11_MODULE(_C, m) {
          double next, const py::tuple& numbers, bool symmetric, int64_t first) {
         PairsCall call(tensors, every, own, next, numbers, symmetric, first);
         call.allocate(tensors, cuda::pairs_scratch(density, call.pairs));
-        bool known;
-        {
-          py::gil_scoped_release release;
-          known = cuda::run_pairs(density, call.pairs, device, reinterpret_cast<void*>(stream));
-        }
-        if (!known) unknown(density);
+        run(density, [&] { return cuda::run_pairs(density, call.pairs, device, reinterpret_cast<void*>(stream)); });
       },
-      py::arg("device"), py::arg("stream"), py::arg("density"), py::arg("tensors"), py::arg("every") = 0,
-      py::arg("own") = 0, py::arg("next") = 0, py::arg("numbers") = py::tuple(), py::arg("symmetric") = false,
-      py::arg("first") = 0);
+      py::arg("device"), py::arg("stream"), VAEFAST_PAIRS_ARGUMENTS);
 #endif
 }

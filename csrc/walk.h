@@ -2,6 +2,7 @@
 // backend.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 namespace vaefast {
 
@@ -78,5 +79,13 @@ struct Pairs {
     return packed_size() + (backward ? row_parts() * sums_size() + col_parts() * points_size() : 0);
   }
 };
+
+// The entry of a backend's table under this name, or null.
+template <class Entry, int N>
+const Entry* find(const Entry (&entries)[N], const char* name) {
+  for (const Entry& entry : entries)
+    if (strcmp(entry.name, name) == 0) return &entry;
+  return nullptr;
+}
 
 }  // namespace vaefast

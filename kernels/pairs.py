@@ -70,9 +70,12 @@ def _write(to, x, at, d, padded, dims):
 
 
 @triton.jit
-def _finite_differences(x, largest):
-    """For gradients, where nothing times infinity is nothing: no two points are infinitely far from each other."""
-    return at_least(at_most(x, largest * 0.5), largest * -0.5)
+def _pack_points(to, points, at, count, d, padded, dims, largest, BACKWARD: tl.constexpr):
+    """Of gradients, where nothing times infinity is nothing, no two points are infinitely far from each other."""
+    x = _read(points, at, count, d, dims, 0)
+    if BACKWARD:
+        x = at_least(at_most(x, largest * 0.5), largest * -0.5)
+    _write(to, x, at, d, padded, dims)
 
 
 @triton.jit(do_not_specialize=["numbers", "row_count", "col_count", "dims"])
@@ -97,6 +100,7 @@ def pack_kernel(
     POINTS: tl.constexpr,  # of a program, and dimensions that it takes at once
     COMPUTE: tl.constexpr,
 ):
+    BACKWARD: tl.constexpr = grad_value is not None
     largest, every = as_float(numbers[0], COMPUTE), as_float(numbers[1], COMPUTE)
     row_padded, col_padded, dims = row_padded.to(tl.int64), col_padded.to(tl.int64), dims.to(tl.int64)
     program = tl.program_id(0).to(tl.int64)
@@ -105,10 +109,7 @@ def pack_kernel(
         there = at < row_count
         for first in range(0, dims, POINTS):
             d = first + tl.arange(0, POINTS)
-            x = _read(points, at, row_count, d, dims, 0)
-            if grad_value is not None:
-                x = _finite_differences(x, largest)
-            _write(rows, x, at, d, row_padded, dims)
+            _pack_points(rows, points, at, row_count, d, row_padded, dims, largest, BACKWARD)
             if values is not None:
                 x = at_least(_read(values, at, row_count, d, dims, INF) - every, -largest)
                 _write(rows + dims * row_padded, x, at, d, row_padded, dims)
@@ -118,7 +119,7 @@ def pack_kernel(
         if value is not None:
             x = tl.load(value + at, mask=there, other=INF)[None, :]
             tl.store(to[None, :], at_least(x - every, -largest))
-        if grad_value is not None:
+        if BACKWARD:
             tl.store(to + row_padded, tl.load(grad_value + at, mask=there, other=0))
     else:
         at = (program - row_padded // POINTS) * POINTS + tl.arange(0, POINTS)
@@ -126,10 +127,7 @@ def pack_kernel(
         weight = tl.zeros([POINTS], COMPUTE)
         for first in range(0, dims, POINTS):
             d = first + tl.arange(0, POINTS)
-            x = _read(centres, at, col_count, d, dims, 0)
-            if grad_value is not None:
-                x = _finite_differences(x, largest)
-            _write(cols, x, at, d, col_padded, dims)
+            _pack_points(cols, centres, at, col_count, d, col_padded, dims, largest, BACKWARD)
             if logvar is not None:
                 half = _read(logvar, at, col_count, d, dims, 0) * -0.5
                 inverse_sigma, _, _ = exponentials(half)
@@ -504,10 +502,8 @@ def pairs(density, tensors, every=0, own=0, next_=0, scales=(), symmetric=False,
     sums, all_parts = [], []
     for of_rows, owned, streamed in ((True, padded[0], col_count), (False, padded[1], row_count)):
         parts = _parts(owned, streamed, stream, _MOST_PARTS)
-        if of_rows:
-            slots, wanted = dims + (kernel is not None), grads[0] is not None or kernel is not None
-        else:
-            slots, wanted = (1 + (kernel is None) + dimensions) * dims + 1, grads[1] is not None
+        slots = _slots.fn(dims, kernel is None, dimensions, of_rows)
+        wanted = grads[0] is not None or kernel is not None if of_rows else grads[1] is not None
         sums.append(points.new_empty((parts, slots, owned)) if wanted else None)
         all_parts.append(parts)
         if wanted:

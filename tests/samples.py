@@ -116,26 +116,8 @@ class Row:
         return tensors
 
 
-def _plain_rsample(mu, logvar, eps):
-    return mu + torch.exp(0.5 * logvar) * eps
-
-
-def _plain_kl(mu, logvar, batch_ndim):
-    terms = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
-    return terms.flatten(batch_ndim).sum(-1) if terms.ndim > batch_ndim else terms
-
-
-def _plain_kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim):
-    terms = 0.5 * (logvar_p - logvar_q + (logvar_q.exp() + (mu_q - mu_p).pow(2)) / logvar_p.exp() - 1)
-    return terms.flatten(batch_ndim).sum(-1) if terms.ndim > batch_ndim else terms
-
-
-def _plain_rsample_kl(mu, logvar, eps, batch_ndim):
-    return _plain_rsample(mu, logvar, eps), _plain_kl(mu, logvar, batch_ndim)
-
-
 def _per_sample(terms: Callable) -> Callable:
-    """A likelihood's elementwise terms, with the batch_ndim to sum them by."""
+    """Elementwise terms, with the batch_ndim to sum them by."""
 
     def summed(*arguments):
         *values, batch_ndim = arguments
@@ -143,6 +125,24 @@ def _per_sample(terms: Callable) -> Callable:
         return total.flatten(batch_ndim).sum(-1) if total.ndim > batch_ndim else total
 
     return summed
+
+
+def _plain_rsample(mu, logvar, eps):
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+@_per_sample
+def _plain_kl(mu, logvar):
+    return -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
+
+
+@_per_sample
+def _plain_kl_normal(mu_q, logvar_q, mu_p, logvar_p):
+    return 0.5 * (logvar_p - logvar_q + (logvar_q.exp() + (mu_q - mu_p).pow(2)) / logvar_p.exp() - 1)
+
+
+def _plain_rsample_kl(mu, logvar, eps, batch_ndim):
+    return _plain_rsample(mu, logvar, eps), _plain_kl(mu, logvar, batch_ndim)
 
 
 def _normal(mu, x, logvar):
@@ -166,12 +166,12 @@ def _logistic(mu, x, log_scale):
     return -torch.log(mass)
 
 
-def _optimal_sigma(mu, x, batch_ndim):
+@_per_sample
+def _optimal_sigma(mu, x):
     """The loss of the optimal sigma VAE's own code."""
     log_sigma = (x - mu).square().mean().sqrt().log()
     log_sigma = -6 + torch.nn.functional.softplus(log_sigma + 6)
-    terms = 0.5 * ((x - mu) / log_sigma.exp()) ** 2 + log_sigma + 0.5 * math.log(2 * math.pi)
-    return terms.flatten(batch_ndim).sum(-1) if terms.ndim > batch_ndim else terms
+    return 0.5 * ((x - mu) / log_sigma.exp()) ** 2 + log_sigma + 0.5 * math.log(2 * math.pi)
 
 
 def _optimal_sigma_reference(mu, x, batch_ndim):

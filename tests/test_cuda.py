@@ -130,22 +130,8 @@ def test_bits_do_not_depend_on_the_strides(backend, shape, dtype):
     assert all(torch.equal(a, b) for a, b in zip(dense, strided, strict=True))
 
 
-# Of the `pairs` walk, what its own tests of each backend test
-for _name in (
-    "test_values_and_gradients",
-    "test_stratified_mutual_information_of_codes_far_apart",
-    "test_mmd_of_far_points_keeps_its_small_terms",
-    "test_far_apart",
-    "test_beyond_the_largest_number",
-    "test_extreme_variances",
-    "test_identical_points",
-    "test_weights_of_nothing",
-    "test_nan_stays",
-    "test_single_and_empty",
-    "test_frozen_inputs",
-    "test_rows_that_are_a_slice_of_the_cols",
-):
-    globals()[f"{_name}__test_pairs"] = getattr(test_pairs, _name)
+for _test in (test_pairs.test_values_and_gradients, *test_pairs.OF_THE_WALK):
+    globals()[f"{_test.__name__}__test_pairs"] = _test
 
 
 @pytest.fixture(params=test_pairs.CASES, ids=lambda case: case.name)

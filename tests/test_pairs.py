@@ -609,3 +609,20 @@ def test_where_they_run():
             reason = _backends.why_not(name, TABLE[op].density, device) or ""
             assert "kernel for" not in reason
             assert "density" not in reason
+
+
+# What tests the walk alone: other backends run these again
+OF_THE_WALK = (
+    test_stratified_mutual_information_of_codes_far_apart,
+    test_one_component_is_the_normal,
+    test_mmd_of_far_points_keeps_its_small_terms,
+    test_far_apart,
+    test_beyond_the_largest_number,
+    test_extreme_variances,
+    test_identical_points,
+    test_weights_of_nothing,
+    test_nan_stays,
+    test_single_and_empty,
+    test_frozen_inputs,
+    test_rows_that_are_a_slice_of_the_cols,
+)

@@ -216,7 +216,8 @@ def test_a_latent_of_several_axes_is_walked_along_its_components():
 
 def test_the_kl_of_each_dimension():
     posterior = types.SimpleNamespace(mean=torch.tensor([[1.0, 0.0], [3.0, 0.0]]), logvar=torch.zeros(2, 2))
-    model = types.SimpleNamespace(encode=lambda x: posterior)
+    model = torch.nn.Linear(1, 1)
+    model.encode = lambda x: posterior
     means, kls = latent.encode(model, torch.zeros(2, 1))
     assert torch.equal(means, posterior.mean)
     assert kls.tolist() == [2.5, 0]

@@ -2,12 +2,13 @@
 
 import copy
 import json
+import operator
 import statistics
 
 import pytest
 import torch
 
-from benchmarks import pages, study, study_page
+from benchmarks import pages, pool, study, study_page
 
 BETTER = {"sharpness_ratio": 0.9, "recall": 0.8, "coverage": 0.8, "frechet_distance": 100.0, "precision": 0.8}
 WORSE = {"sharpness_ratio": 0.3, "recall": 0.5, "coverage": 0.5, "frechet_distance": 400.0, "precision": 0.5}
@@ -94,3 +95,10 @@ def test_numbers_have_so_many_digits_and_no_exponent():
     assert texts == ["1534", "58.6", "0.123", "0", "-7.50"]
     assert pages.spread([1.0, 2.0, 3.0]) == "2.00 ± 2.5"
     assert pages.half([1.0, 2.0, 3.0]) == pytest.approx(4.303 * statistics.stdev([1, 2, 3]) / 3**0.5)
+
+
+def test_a_run_that_fails_stops_no_other_and_is_told(capsys):
+    wanted = {"half": (1, 2), "no number": (1, 0), "double": (2, 1)}
+    assert pool.run_all(operator.truediv, wanted, 1, "is {}".format) == [0.5, None, 2.0]
+    told = [line.partition(" s  ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["1/3  half: is 0.5", "2/3  no number: ZeroDivisionError: division by zero", "3/3  double: is 2.0"]

@@ -35,23 +35,10 @@ def case(request):
     return request.param
 
 
-# Every test of what the walk computes; the others test what lies above it, and would take the interpreter minutes
-for _name in (
-    "test_stratified_mutual_information_of_codes_far_apart",
-    "test_one_component_is_the_normal",
-    "test_mmd_of_far_points_keeps_its_small_terms",
-    "test_far_apart",
-    "test_beyond_the_largest_number",
-    "test_extreme_variances",
-    "test_identical_points",
-    "test_weights_of_nothing",
-    "test_nan_stays",
-    "test_single_and_empty",
-    "test_frozen_inputs",
-    "test_rows_that_are_a_slice_of_the_cols",
-):
-    globals()[_name] = getattr(test_pairs, _name)
-    assert "backend" in inspect.signature(globals()[_name]).parameters
+# The others test what lies above the walk, and would take the interpreter minutes
+for _test in test_pairs.OF_THE_WALK:
+    globals()[_test.__name__] = _test
+    assert "backend" in inspect.signature(_test).parameters
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

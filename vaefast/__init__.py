@@ -2,47 +2,10 @@
 
 import importlib
 
+from vaefast import ops
 from vaefast._backends import BackendError, use_backend
 from vaefast.info import info  # here, not on demand: importing the module would bind its own name over the function's
-from vaefast.ops import (
-    ELBO,
-    PIWAE,
-    TotalCorrelation,
-    all_gather,
-    bernoulli_nll,
-    beta_binomial_nll,
-    binomial_nll,
-    categorical_nll,
-    ciwae_bound,
-    continuous_bernoulli_nll,
-    dip_moments,
-    dip_regulariser,
-    discretized_logistic_mixture_nll,
-    discretized_logistic_nll,
-    draw_seed,
-    elbo_loss,
-    gaussian_nll,
-    iwae_bound,
-    kl_by_dimension,
-    kl_normal,
-    kl_standard_normal,
-    laplace_nll,
-    miwae_bound,
-    mixture_log_prob,
-    mmd,
-    negative_binomial_nll,
-    optimal_sigma_nll,
-    piwae_bounds,
-    poisson_nll,
-    rsample,
-    rsample_kl,
-    rsample_kl_moments,
-    rsample_log_ratio,
-    sliced_wasserstein,
-    standard_normal,
-    total_correlation,
-    zero_inflated_negative_binomial_nll,
-)
+from vaefast.ops import *  # noqa: F403 - its public functions, which its __all__ lists
 from vaefast.patch import patch  # as for info
 
 __version__ = "0.1.0"
@@ -61,46 +24,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-__all__ = [
-    "ELBO",
-    "PIWAE",
-    "BackendError",
-    "TotalCorrelation",
-    "all_gather",
-    "bernoulli_nll",
-    "beta_binomial_nll",
-    "binomial_nll",
-    "categorical_nll",
-    "ciwae_bound",
-    "continuous_bernoulli_nll",
-    "dip_moments",
-    "dip_regulariser",
-    "discretized_logistic_mixture_nll",
-    "discretized_logistic_nll",
-    "draw_seed",
-    "elbo_loss",
-    "gaussian_nll",
-    "info",
-    "iwae_bound",
-    "kl_by_dimension",
-    "kl_normal",
-    "kl_standard_normal",
-    "laplace_nll",
-    "miwae_bound",
-    "mixture_log_prob",
-    "mmd",
-    "negative_binomial_nll",
-    "optimal_sigma_nll",
-    "patch",
-    "piwae_bounds",
-    "poisson_nll",
-    "rsample",
-    "rsample_kl",
-    "rsample_kl_moments",
-    "rsample_log_ratio",
-    "sliced_wasserstein",
-    "standard_normal",
-    "total_correlation",
-    "use_backend",
-    "zero_inflated_negative_binomial_nll",
-]
+__all__ = ["BackendError", "info", "patch", "use_backend", *ops.__all__]

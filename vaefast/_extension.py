@@ -72,14 +72,22 @@ def instruction_set() -> str:
     return os.environ.get("VAEFAST_ISA") or module().instruction_sets[0]
 
 
-class _CPU:
+class _Compiled:
+    device: str
+
     def why_not(self, density: str, device_type: str) -> str | None:
         if module() is None:
             return reason()
-        if device_type != "cpu":
-            return "it runs on CPU tensors only"
+        if not hasattr(module(), f"{self.device}_rows"):
+            return "the compiled module was built without CUDA kernels (no nvcc, or VAEFAST_BUILD=cpu)"
+        if device_type != self.device:
+            return f"it runs on {self.device.upper()} tensors only"
         known = density in module().densities or density in module().pair_densities
         return None if known else f"it has no kernel for {density}"
+
+
+class _CPU(_Compiled):
+    device = "cpu"
 
     @property
     def rows(self):
@@ -90,16 +98,8 @@ class _CPU:
         return module().cpu_pairs
 
 
-class _CUDA:
-    def why_not(self, density: str, device_type: str) -> str | None:
-        if module() is None:
-            return reason()
-        if not hasattr(module(), "cuda_rows"):
-            return "the compiled module was built without CUDA kernels (no nvcc, or VAEFAST_BUILD=cpu)"
-        if device_type != "cuda":
-            return "it runs on CUDA tensors only"
-        known = density in module().densities or density in module().pair_densities
-        return None if known else f"it has no kernel for {density}"
+class _CUDA(_Compiled):
+    device = "cuda"
 
     def rows(self, density, batch_ndim, inputs, *rest) -> None:
         device = view(inputs[0] if inputs else rest[1][0]).device.index  # rest: row inputs, outputs, …

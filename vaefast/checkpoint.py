@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -32,6 +35,13 @@ def write(path: str | os.PathLike, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def content(save: Callable[[BinaryIO], object]) -> bytes:
+    """What `save` writes to the file that it is given."""
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vaefast import checkpoint, sampling
-from vaefast.data import Split
+from vaefast.data import Split, spread
 from vaefast.training import Settings, SettingsError, build, load
 from vaefast.training.job import CHECKPOINT
 from vaefast.training.settings import options
@@ -120,14 +120,8 @@ class Run:
         labels a sample the first."""
         labels = self.data.test_labels
         if labels is not None:
-            labels = self.rows(labels.flatten(1)[:, 0] if labels.ndim > 1 else labels, count)
-        return self.rows(self.data.test, count), labels
-
-    @staticmethod
-    def rows(data, count: int) -> torch.Tensor:
-        """At most `count` rows of data, which need not fit in memory, spread over all of it."""
-        count = min(count, len(data))
-        return data[torch.arange(count) * len(data) // count]
+            labels = spread(labels.flatten(1)[:, 0] if labels.ndim > 1 else labels, count)
+        return spread(self.data.test, count), labels
 
     def store_evaluation(self, evaluation: dict) -> Path:
         """Write evaluation.json, and return where."""

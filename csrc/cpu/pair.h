@@ -35,17 +35,17 @@ VF_FN Pair<V> pair(V first, V second) {
   VF_FN void operator op##=(Pair<A>& a, B b) { \
     a = a op b;                                \
   }
-VAEFAST_BOTH(+)
-VAEFAST_CHANGE(+)
-VAEFAST_BOTH(-)
-VAEFAST_CHANGE(-) VAEFAST_BOTH(*) VAEFAST_CHANGE(*) VAEFAST_BOTH(/) VAEFAST_BOTH(&) VAEFAST_BOTH(|) VAEFAST_BOTH(^)
-    VAEFAST_BOTH(<<) VAEFAST_BOTH(>>) VAEFAST_BOTH(<) VAEFAST_BOTH(>) VAEFAST_BOTH(<=) VAEFAST_BOTH(>=) VAEFAST_BOTH(==)
-        VAEFAST_BOTH(!=)
+// clang-format off
+VAEFAST_BOTH(+) VAEFAST_BOTH(-) VAEFAST_BOTH(*) VAEFAST_BOTH(/) VAEFAST_BOTH(&) VAEFAST_BOTH(|) VAEFAST_BOTH(^)
+VAEFAST_BOTH(<<) VAEFAST_BOTH(>>) VAEFAST_BOTH(<) VAEFAST_BOTH(>) VAEFAST_BOTH(<=) VAEFAST_BOTH(>=) VAEFAST_BOTH(==)
+VAEFAST_BOTH(!=)
+VAEFAST_CHANGE(+) VAEFAST_CHANGE(-) VAEFAST_CHANGE(*);
+// clang-format on
 #undef VAEFAST_BOTH
 #undef VAEFAST_CHANGE
 
-            template <class V>
-            VF_FN Pair<V> operator-(Pair<V> a) {
+template <class V>
+VF_FN Pair<V> operator-(Pair<V> a) {
   return {-a.first, -a.second};
 }
 

@@ -164,7 +164,7 @@ class PairsRunner {
     for (int64_t block = 0; block < padded_; block += kWidth) {
       int64_t step = width(block), there = cols_ - block < step ? cols_ - block : step;
       C* first = to + at(block);
-      unstack(from + block * dims_, dims_, static_cast<int>(there), dims_, first, step);
+      turn(from + block * dims_, dims_, there, dims_, first, step);
       for (int64_t d = 0; there < step && d < dims_; ++d)
         for (int64_t i = there; i < step; ++i) first[d * step + i] = 0;
     }
@@ -174,7 +174,7 @@ class PairsRunner {
   void stack_cols(const C* from, C* to) const {
     for (int64_t block = 0; block < padded_; block += kWidth) {
       int64_t step = width(block), there = cols_ - block < step ? cols_ - block : step;
-      stack(from + at(block), step, dims_, static_cast<int>(there), to + block * dims_, dims_);
+      turn(from + at(block), step, dims_, there, to + block * dims_, dims_);
     }
   }
 
@@ -487,12 +487,10 @@ constexpr Entry kEntries[] = {VAEFAST_PAIR_DENSITIES(VAEFAST_ENTRY)};
 
 // False: no density of that name.
 bool run_pairs(const char* density, const Pairs& pairs, int threads) {
-  for (const Entry& entry : kEntries)
-    if (strcmp(entry.name, density) == 0) {
-      (pairs.wide ? entry.wide : entry.narrow)(pairs, threads);
-      return true;
-    }
-  return false;
+  const Entry* entry = find(kEntries, density);
+  if (entry == nullptr) return false;
+  (pairs.wide ? entry->wide : entry->narrow)(pairs, threads);
+  return true;
 }
 
 }  // namespace VAEFAST_ISA

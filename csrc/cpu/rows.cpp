@@ -68,7 +68,7 @@ template <class S, class C>
 void gather(const Elements& e, const Tile& tile, C* to, int64_t pitch) {
   auto data = static_cast<const S*>(e.data);
   for_each_run(e, tile, [&](int64_t from, int at, int length, int64_t stride) {
-    if (e.planes > 1 && e.plane_stride == 1) return unstack(data + from, stride, length, e.planes, to + at, pitch);
+    if (e.planes > 1 && e.plane_stride == 1) return turn(data + from, stride, length, e.planes, to + at, pitch);
     for (int64_t k = 0; k < e.planes; ++k) {
       const S* source = data + from + k * e.plane_stride;
       C* target = to + at + k * pitch;
@@ -86,7 +86,7 @@ template <class S, class C>
 void scatter(const Elements& e, const Tile& tile, const C* from, int64_t pitch) {
   auto data = static_cast<S*>(e.data);
   for_each_run(e, tile, [&](int64_t to, int at, int length, int64_t stride) {
-    if (e.planes > 1 && e.plane_stride == 1) return stack(from + at, pitch, e.planes, length, data + to, stride);
+    if (e.planes > 1 && e.plane_stride == 1) return turn(from + at, pitch, e.planes, length, data + to, stride);
     for (int64_t k = 0; k < e.planes; ++k) {
       S* target = data + to + k * e.plane_stride;
       const C* source = from + at + k * pitch;
@@ -469,12 +469,10 @@ constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
 
 // False: no density of that name.
 bool run_rows(const char* density, const Walk& walk, int threads) {
-  for (const Entry& entry : kEntries)
-    if (strcmp(entry.name, density) == 0) {
-      (walk.wide ? entry.wide : entry.narrow)(walk, threads);
-      return true;
-    }
-  return false;
+  const Entry* entry = find(kEntries, density);
+  if (entry == nullptr) return false;
+  (walk.wide ? entry->wide : entry->narrow)(walk, threads);
+  return true;
 }
 
 }  // namespace VAEFAST_ISA

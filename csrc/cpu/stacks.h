@@ -11,47 +11,26 @@ namespace {
 template <class S>
 using float_or_double = std::conditional_t<sizeof(S) == 8, double, float>;
 
-// Stacks whose numbers lie side by side, to planes `pitch` apart, or back: squares are turned in registers.
-template <class S, class C>
-void unstack(const S* from, int64_t stride, int length, int64_t planes, C* to, int64_t pitch) {
+// Rows of numbers, `stride` apart, become cols, `pitch` apart: squares of floats are turned in registers.
+template <class S, class T>
+void turn(const S* from, int64_t stride, int64_t rows, int64_t cols, T* to, int64_t pitch) {
   constexpr int n = kFloats;
-  for (int64_t k = 0; k < planes; k += n)
-    for (int i = 0; i < length; i += n) {
-      const int high = planes - k < n ? planes - k : n, wide = length - i < n ? length - i : n;
-      const S* source = from + i * stride + k;
-      C* target = to + k * pitch + i;
-      if constexpr (sizeof(C) == 4)
+  for (int64_t col = 0; col < cols; col += n)
+    for (int64_t row = 0; row < rows; row += n) {
+      const int high = rows - row < n ? rows - row : n, wide = cols - col < n ? cols - col : n;
+      const S* source = from + row * stride + col;
+      T* target = to + col * pitch + row;
+      if constexpr (std::is_same_v<S, float> || std::is_same_v<T, float>)
         if (high == n && wide == n) {
           F32 square[n];
-          for (int j = 0; j < n; ++j) square[j] = load_wide(source + j * stride);
+          for (int r = 0; r < n; ++r) square[r] = load_wide(source + r * stride);
           transpose(square);
-          for (int l = 0; l < n; ++l) store(target + l * pitch, square[l]);
+          for (int c = 0; c < n; ++c) store_narrow(target + c * pitch, square[c]);
           continue;
         }
-      for (int j = 0; j < wide; ++j)
-        for (int l = 0; l < high; ++l) target[l * pitch + j] = static_cast<C>(widen(source[j * stride + l]));
-    }
-}
-
-template <class S, class C>
-void stack(const C* from, int64_t pitch, int64_t planes, int length, S* to, int64_t stride) {
-  constexpr int n = kFloats;
-  for (int64_t k = 0; k < planes; k += n)
-    for (int i = 0; i < length; i += n) {
-      const int high = planes - k < n ? planes - k : n, wide = length - i < n ? length - i : n;
-      const C* source = from + k * pitch + i;
-      S* target = to + i * stride + k;
-      if constexpr (sizeof(C) == 4)
-        if (high == n && wide == n) {
-          F32 square[n];
-          for (int l = 0; l < n; ++l) square[l] = load<F32>(source + l * pitch);
-          transpose(square);
-          for (int j = 0; j < n; ++j) store_narrow(target + j * stride, square[j]);
-          continue;
-        }
-      for (int j = 0; j < wide; ++j)
-        for (int l = 0; l < high; ++l)
-          narrow(static_cast<float_or_double<S>>(source[l * pitch + j]), target[j * stride + l]);
+      for (int r = 0; r < high; ++r)
+        for (int c = 0; c < wide; ++c)
+          narrow(static_cast<float_or_double<T>>(widen(source[r * stride + c])), target[c * pitch + r]);
     }
 }
 

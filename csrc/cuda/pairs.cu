@@ -381,23 +381,17 @@ int64_t scratch(const Pairs& pairs) {
       {name "_backward", run<D, float>, run<D, double>, scratch<D>},
 constexpr Entry kEntries[] = {VAEFAST_PAIR_DENSITIES(VAEFAST_ENTRY)};
 
-const Entry* find(const char* density) {
-  for (const Entry& entry : kEntries)
-    if (strcmp(entry.name, density) == 0) return &entry;
-  return nullptr;
-}
-
 }  // namespace
 
 // Numbers that Pairs::scratch must have room for.
 int64_t pairs_scratch(const char* density, const Pairs& pairs) {
-  const Entry* entry = find(density);
+  const Entry* entry = find(kEntries, density);
   return entry == nullptr ? 0 : entry->scratch(pairs);
 }
 
 // False: no density of that name. Throws std::runtime_error with CUDA's own words.
 bool run_pairs(const char* density, const Pairs& pairs, int device, void* stream) {
-  const Entry* entry = find(density);
+  const Entry* entry = find(kEntries, density);
   if (entry == nullptr) return false;
   CurrentDevice current(device);
   (pairs.wide ? entry->wide : entry->narrow)(pairs, static_cast<cudaStream_t>(stream));

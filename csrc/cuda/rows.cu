@@ -526,17 +526,11 @@ struct Entry {
 #define VAEFAST_ENTRY(name, D) {name, run_density<D>, D::planes},
 constexpr Entry kEntries[] = {VAEFAST_DENSITIES(VAEFAST_ENTRY)};
 
-const Entry* find(const char* density) {
-  for (const Entry& entry : kEntries)
-    if (strcmp(entry.name, density) == 0) return &entry;
-  return nullptr;
-}
-
 }  // namespace
 
 // Numbers that Walk::pieces must have room for, for each row output and row; at 1 it is not used.
 int64_t pieces(const char* density, const Walk& walk) {
-  const Entry* entry = find(density);
+  const Entry* entry = find(kEntries, density);
   if (entry != nullptr && entry->planes) return cut_planes(walk.cols).pieces;
   switch (walk.inputs[0].dtype) {
     case DType::float32: return cut<float>(walk.rows, walk.cols, true).pieces;
@@ -547,7 +541,7 @@ int64_t pieces(const char* density, const Walk& walk) {
 
 // False: no density of that name. Throws std::runtime_error with CUDA's own words.
 bool run_rows(const char* density, const Walk& walk, int device, void* stream) {
-  const Entry* entry = find(density);
+  const Entry* entry = find(kEntries, density);
   if (entry == nullptr) return false;
   CurrentDevice current(device);
   entry->run(walk, static_cast<cudaStream_t>(stream));

@@ -10,11 +10,11 @@ import torch
 
 from vaefast import checkpoint, metrics
 from vaefast.commands import inputs
+from vaefast.data import spread
 from vaefast.report.measures import compared, measures, missing, number, table, training_measures
 from vaefast.runs import Run
 from vaefast.training import pictures
 
-_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
 _SHOWN, _COLUMNS = 60, 10  # images of each kind in the sheet of a run
 _OWN_PLACE = ("output",)  # settings whose difference between runs says nothing
 
@@ -26,7 +26,7 @@ def add(subparsers) -> None:
         description="Draw images from the model of the folder RUN, measure them and the model against the data, print "
         "the table, and keep it as RUN/evaluation.json, where `vaefast report` and `vaefast compare` find it.",
     )
-    evaluate.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    inputs.add_run(evaluate)
     evaluate.add_argument(
         "--samples",
         type=inputs.at_least(6),  # a density looks at five others
@@ -78,11 +78,10 @@ def add(subparsers) -> None:
 
 
 def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, sampler: str | None, seed: int) -> None:
-    inputs.need("an evaluation", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "an evaluation")
     if not opened.pictorial:
         raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
-    train, test = (opened.rows(data, len(data)) for data in (opened.data.train, opened.data.test))
+    train, test = (spread(data, len(data)) for data in (opened.data.train, opened.data.test))
     sampler = sampler or opened.sampler_name
     options = {"samples": samples, "extractor": extractor, "importance_samples": importance_samples, "seed": seed}
     options["progress"] = sys.stderr.isatty()
@@ -94,8 +93,8 @@ def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, s
     except ValueError as error:
         raise inputs.CommandError(f"{run} cannot be measured: {error}") from None
     path = opened.store_evaluation(found | {"sampler": sampler})
-    attained = (("" if m.attained is None else number(m.attained)) for m in measures(found).values())
-    rows = [[m.label, m.text, a, m.better] for m, a in zip(measures(found).values(), attained, strict=True)]
+    taken = measures(found).values()
+    rows = [[m.label, m.text, "" if m.attained is None else number(m.attained), m.better] for m in taken]
     print(table([["measure", "value [95 %]", "training images", "better"], *rows]))
     for label, reason in missing(found).items():
         print(f"{label}: not measured, {reason}")
@@ -103,10 +102,9 @@ def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, s
 
 
 def _compare(runs: list[str], output: str) -> None:
-    inputs.need("a comparison", _NEEDS)
     if len(runs) < 2:
         raise inputs.CommandError(f"compare takes two or more runs, got {len(runs)}")
-    opened = [Run(run) for run in runs]
+    opened = [inputs.opened(run, "a comparison") for run in runs]
     text = _text(opened)
     folder = inputs.make_folder(output)
     files, page = [folder / "compare.md"], f"{text}\n"
@@ -167,6 +165,4 @@ def _sheet(runs: Sequence[Run]) -> bytes:
             sheet.paste(picture, (left, top + title - 8))
             left += width + margin
         top += height
-    file = io.BytesIO()
-    sheet.save(file, "png")
-    return file.getvalue()
+    return checkpoint.content(lambda file: sheet.save(file, "png"))

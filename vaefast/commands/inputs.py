@@ -15,6 +15,9 @@ from vaefast.data.images import SUFFIXES, eight_bits, read
 from vaefast.runs import Run
 
 
+RUN_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}  # by import name, the packages
+
+
 class CommandError(Exception):
     """What went wrong, in one line; `code` is the exit code: 2 for bad input, 1 for a command that failed."""
 
@@ -32,6 +35,17 @@ def need(what: str, modules: dict[str, str]) -> None:
     missing = [package for name, package in modules.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(f'{what} needs {", ".join(missing)}: pip install "vaefast[train]"')
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The argument RUN."""
+    parser.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+
+
+def opened(folder: str, what: str) -> Run:
+    """The run of which `what` is made; refuses as `need` and `Run` do."""
+    need(what, RUN_NEEDS)
+    return Run(folder)
 
 
 def at_least(low: int, high: int | None = None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from vaefast.nn import unit
 from vaefast.runs import Run
 from vaefast.training import pictures as draw
 
-_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}
 _SHEET = "FILE.png for one sheet, FILE.npy for the numbers, or a folder for a PNG each"
 
 
@@ -24,7 +22,7 @@ def add(subparsers) -> None:
         help="draw new images from a trained model",
         description="Draw new images from a model that `vaefast train` left in the folder RUN.",
     )
-    sample.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    inputs.add_run(sample)
     sample.add_argument(
         "-n", type=inputs.at_least(1), default=100, dest="count", metavar="N", help="how many (%(default)s)"
     )
@@ -71,7 +69,7 @@ def add(subparsers) -> None:
 
 
 def _images(parser, output: str) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder that `vaefast train` made, such as runs/digits")
+    inputs.add_run(parser)
     parser.add_argument(
         "images", metavar="IMAGES", nargs="*", help="image files, or folders of them; without any, held-out data"
     )
@@ -81,8 +79,7 @@ def _images(parser, output: str) -> None:
 
 @torch.no_grad()
 def _sample(run: str, count: int, seed: int, temperature: float, sampler: str | None, output: str | None) -> None:
-    inputs.need("drawing", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "drawing")
     path = _output(opened, output, "sampled.png")
     fitted = inputs.fitted_sampler(opened, sampler or opened.sampler_name, seed)
     images = opened.model.sample(count, seed=seed, temperature=temperature, sampler=fitted)
@@ -91,8 +88,7 @@ def _sample(run: str, count: int, seed: int, temperature: float, sampler: str | 
 
 @torch.no_grad()
 def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) -> None:
-    inputs.need("drawing", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "drawing")
     path = _output(opened, output, "reconstructed.png")
     originals = _given(opened, images, resize, 50)
     reconstructed = opened.model.reconstruct(originals)
@@ -104,8 +100,7 @@ def _reconstruct(run: str, images: list[str], resize: bool, output: str | None) 
 
 @torch.no_grad()
 def _interpolate(run: str, images: list[str], resize: bool, steps: int, output: str | None) -> None:
-    inputs.need("drawing", _NEEDS)
-    opened = Run(run)
+    opened = inputs.opened(run, "drawing")
     path = _output(opened, output, "interpolated.png")
     ends = _given(opened, images, resize, 20)
     if not images:
@@ -151,9 +146,7 @@ def _write(images: torch.Tensor, path: Path, columns: int) -> None:
     elif path.suffix == ".npy":
         import numpy as np
 
-        file = io.BytesIO()
-        np.save(file, images.numpy())
-        _say(path, file.getvalue())
+        _say(path, checkpoint.content(lambda file: np.save(file, images.numpy())))
     else:
         inputs.make_folder(path)
         for i, image in enumerate(unit(images)):
@@ -172,6 +165,4 @@ def _png(image: torch.Tensor) -> bytes:
     from PIL import Image
 
     levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).squeeze(-1)
-    file = io.BytesIO()
-    Image.fromarray(levels.numpy()).save(file, "png")
-    return file.getvalue()
+    return checkpoint.content(lambda file: Image.fromarray(levels.numpy()).save(file, "png"))

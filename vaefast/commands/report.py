@@ -7,7 +7,6 @@ from pathlib import Path
 from vaefast import checkpoint
 from vaefast.commands import inputs
 from vaefast.report import page
-from vaefast.runs import Run
 
 
 def add(subparsers) -> None:
@@ -24,8 +23,7 @@ def add(subparsers) -> None:
 
 
 def report(runs: list[str], output: str | None) -> None:
-    inputs.need("a report", {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"})
-    opened = [Run(run) for run in runs]
+    opened = [inputs.opened(run, "a report") for run in runs]
     path = Path(output or opened[0].folder / "report.html")
     inputs.make_folder(path.parent)
     checkpoint.write(path, page(opened).encode())

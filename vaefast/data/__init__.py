@@ -2,9 +2,9 @@
 
 from vaefast.data.batches import Batches
 from vaefast.data.digits import digits
-from vaefast.data.rows import Rows
+from vaefast.data.rows import Rows, spread
 from vaefast.data.sources import load
 from vaefast.data.split import DataError, Split
 from vaefast.data.sprites import Sprites
 
-__all__ = ["Batches", "DataError", "Rows", "Split", "Sprites", "digits", "load"]
+__all__ = ["Batches", "DataError", "Rows", "Split", "Sprites", "digits", "load", "spread"]

@@ -58,3 +58,9 @@ class Rows:
     def take(self, rows: torch.Tensor) -> Rows:
         """The samples `rows`, an int64 tensor, as Rows of their own that share what is kept."""
         return Rows(lambda chosen: self[rows[chosen]], len(rows), self.shape[1:], self.dtype)
+
+
+def spread(data: torch.Tensor | Rows, count: int) -> torch.Tensor:
+    """At most `count` rows of data, evenly over all of it, which is often sorted by class."""
+    count = min(count, len(data))
+    return data[torch.arange(count) * len(data) // count]

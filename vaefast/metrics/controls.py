@@ -35,31 +35,12 @@ class Control(NamedTuple):
     blind: tuple[str, ...]
 
 
+_SPOILED = {"frechet_distance": 1, "kernel_distance": 1, "precision": -1, "density": -1, "recall": -1, "coverage": -1}
+# blind to images that are few, or of few kinds
+_OF_EACH = ("precision", "density", "sharpness_ratio", "lpips_diversity")
 CONTROLS = {
-    "blurred": Control(
-        {
-            "frechet_distance": 1,
-            "kernel_distance": 1,
-            "precision": -1,
-            "density": -1,
-            "recall": -1,
-            "coverage": -1,
-            "sharpness_ratio": -1,
-        },
-        (),
-    ),
-    "noised": Control(
-        {
-            "frechet_distance": 1,
-            "kernel_distance": 1,
-            "precision": -1,
-            "density": -1,
-            "recall": -1,
-            "coverage": -1,
-            "sharpness_ratio": 1,
-        },
-        (),
-    ),
+    "blurred": Control(_SPOILED | {"sharpness_ratio": -1}, ()),
+    "noised": Control(_SPOILED | {"sharpness_ratio": 1}, ()),
     "repeated": Control(
         {
             "frechet_distance": 1,
@@ -69,12 +50,9 @@ CONTROLS = {
             "duplicate_rate": 1,
             "vendi_score": -1,
         },
-        ("precision", "density", "sharpness_ratio", "lpips_diversity"),
+        _OF_EACH,
     ),
-    "class missing": Control(
-        {"frechet_distance": 1, "kernel_distance": 1, "coverage": -1},
-        ("precision", "density", "sharpness_ratio", "lpips_diversity"),
-    ),
+    "class missing": Control({"frechet_distance": 1, "kernel_distance": 1, "coverage": -1}, _OF_EACH),
     "memorised": Control(
         {"authenticity": -1},
         ("frechet_distance", "precision", "density", "recall", "coverage", "sharpness_ratio", "duplicate_rate"),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from vaefast.data import spread
 from vaefast.info import versions
 from vaefast.metrics import (
     collapse,
@@ -109,7 +110,7 @@ def compare(
 
 def _of_features(reference: Reference, fake: Reference) -> dict[str, Estimate]:
     count = min(len(reference), len(fake))
-    equal = [r if len(r) == count else Reference(r.features[spread(len(r), count)]) for r in (reference, fake)]
+    equal = [r if len(r) == count else Reference(spread(r.features, count)) for r in (reference, fake)]
     return {
         "frechet_distance": frechet.frechet_distance(reference, fake),
         "kernel_distance": frechet.kernel_distance(reference, fake),
@@ -136,8 +137,8 @@ def _attainable(reference: Reference, trained: Reference, real, train, count: in
     if key not in _attained:
         if len(_attained) >= 16:
             _attained.clear()
-        rows = spread(len(train), count)
-        found = _of_features(reference, Reference(trained.features[rows])) | _of_images(real, train[rows], 0, device)
+        found = _of_features(reference, Reference(spread(trained.features, count)))
+        found |= _of_images(real, spread(train, count), 0, device)
         found["authenticity"] = memorisation.authenticity(trained, reference)
         _attained[key] = {name: estimate.value for name, estimate in found.items()}
     return _attained[key]
@@ -200,11 +201,11 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        real = test[spread(len(test), samples)]
+        real = spread(test, samples)
         drawn = draw(model, samples, sampler=sampler, seed=seed)
         entries = compare(drawn, real, train, extractor=extractor, seed=seed, device=device, progress=progress)
-        entries |= _latents(model, test[spread(len(test), _ENCODED)], seed)
-        entries |= _likelihood(model, test[spread(len(test), likelihood_images)], importance_samples, seed)
+        entries |= _latents(model, spread(test, _ENCODED), seed)
+        entries |= _likelihood(model, spread(test, likelihood_images), importance_samples, seed)
     finally:
         model.train(training)
     return {name: entries[name] | {"seed": seed} for name in ROWS}
@@ -244,12 +245,6 @@ def draw(model: nn.Module, count: int, *, sampler=None, seed: int = 0) -> torch.
     sizes = [min(_SAMPLED, count - start) for start in range(0, count, _SAMPLED)]
     parts = (model.sample(size, seed=seed * 2**20 + i, **options) for i, size in enumerate(sizes))
     return torch.cat([levels(part).cpu() for part in parts])
-
-
-def spread(length: int, count: int) -> torch.Tensor:
-    """At most `count` of as many rows, evenly over all of them, since data is often sorted by class."""
-    count = min(count, length)
-    return torch.arange(count) * length // count
 
 
 def table(results: dict[str, dict]) -> str:

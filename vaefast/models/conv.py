@@ -33,8 +33,6 @@ def conv_vae(
         bounded, options: likelihood, prior and theirs, as for `parts.build`.
     """
     sizes = parts.sizes(data_shape)
-    if len(sizes) == 1:
-        raise ValueError(f"data_shape must be larger than 7 in height or width, got {tuple(data_shape)}")
     channels = [data_shape[0], *[width * min(2**i, 4) for i in range(len(sizes) - 1)]]
     flat = channels[-1] * math.prod(sizes[-1])
 

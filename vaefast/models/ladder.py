@@ -214,8 +214,6 @@ def ladder_vae(
     if options.get("prior") is not None:
         raise ValueError(f"prior must be None for a ladder, which has one of its own, got {options['prior']!r}")
     sizes = parts.sizes(data_shape)
-    if len(sizes) == 1:
-        raise ValueError(f"data_shape must be larger than 7 in height or width, got {tuple(data_shape)}")
     stages = [(width * min(2**i, 4), size) for i, size in enumerate(sizes[1:])]
     total = depth * (len(stages) + 1)
 

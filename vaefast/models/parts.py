@@ -158,16 +158,18 @@ def build(
     return vae(encoder, decoded, latent_shape, module, prior)
 
 
-def sizes(data_shape: Sequence[int], at_most: int = 7) -> list[tuple[int, int]]:
-    """(height, width) of an image and of its halvings, rounded up, until neither is above `at_most`.
+def sizes(data_shape: Sequence[int]) -> list[tuple[int, int]]:
+    """(height, width) of an image and of its halvings, rounded up, until neither is above 7.
 
     Raises:
-        ValueError: unless data_shape is (channels, height, width).
+        ValueError: unless data_shape is (channels, height, width), height or width above 7.
     """
     if len(data_shape) != 3 or min(data_shape) < 1:
         raise ValueError(f"data_shape must be (channels, height, width), got {tuple(data_shape)}")
+    if max(data_shape[1:]) <= 7:
+        raise ValueError(f"data_shape must be larger than 7 in height or width, got {tuple(data_shape)}")
     result = [tuple(data_shape[1:])]
-    while max(result[-1]) > at_most:
+    while max(result[-1]) > 7:
         result.append(tuple([-(-s // 2) for s in result[-1]]))
     return result
 

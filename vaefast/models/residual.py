@@ -68,8 +68,6 @@ def residual_vae(
         bounded, options: likelihood, prior and theirs, as for `parts.build`.
     """
     sizes = parts.sizes(data_shape)
-    if len(sizes) == 1:
-        raise ValueError(f"data_shape must be larger than 7 in height or width, got {tuple(data_shape)}")
     stages = [(width * min(2**i, 4), size) for i, size in enumerate(sizes[1:])]
     total = depth * len(stages)
     flat = stages[-1][0] * math.prod(stages[-1][1])

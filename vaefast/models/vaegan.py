@@ -72,8 +72,6 @@ class ImageCritic(nn.Module):
     def __init__(self, data_shape: Sequence[int], width: int = 32, hidden: int = 128):
         super().__init__()
         sizes = parts.sizes(data_shape)
-        if len(sizes) == 1:
-            raise ValueError(f"data_shape must be larger than 7 in height or width, got {tuple(data_shape)}")
         widths = [data_shape[0], *[width * min(2**i, 4) for i in range(len(sizes) - 1)]]
         found = []
         for i in range(len(sizes) - 1):

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 
+from vaefast.ops import _checks
+
 
 class Annealer:
     """From `start` to `end` in `steps` steps, and `end` from then on; a subclass says how.
@@ -19,10 +21,7 @@ class Annealer:
     """
 
     def __init__(self, steps: int, start: float = 0.0, end: float = 1.0):
-        if not isinstance(steps, int) or isinstance(steps, bool):
-            raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        _checks.whole("steps", steps, 1)
         self.steps, self.start, self.end = steps, float(start), float(end)
         self.count = 0
 

@@ -36,9 +36,8 @@ class GaussianLatent(torch.nn.Module):
         sample_in_eval: bool = True,
     ):
         super().__init__()
-        for name, value in (("dim", dim), ("batch_ndim", batch_ndim)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        _checks.whole("dim", dim)
+        _checks.whole("batch_ndim", batch_ndim)
         _checks.bounds(logvar_bounds)
         self.dim = dim
         self.batch_ndim = batch_ndim
@@ -72,10 +71,5 @@ def halves(moments: torch.Tensor, dim: int = 1, batch_ndim: int = 1) -> tuple[to
     Raises:
         TypeError, ValueError: for moments that have no such dimension, or an odd size there.
     """
-    _checks.floating("moments", moments)
-    _checks.batch_ndim(batch_ndim, moments.ndim)
-    axis = _checks.event_dim(dim, moments.ndim, batch_ndim)
-    if moments.shape[axis] % 2:
-        raise ValueError(f"moments must have an even size at dim {dim}, got shape {tuple(moments.shape)}")
-    mean, logvar = moments.tensor_split(2, axis)
+    mean, logvar = moments.tensor_split(2, _checks.halved_dim(moments, dim, batch_ndim))
     return mean, logvar

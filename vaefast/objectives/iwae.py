@@ -8,7 +8,7 @@ import torch
 
 from vaefast.models import VAE
 from vaefast.objectives.elbo import Parts, frozen
-from vaefast.ops import ciwae_bound, draw_seed, iwae_bound, miwae_bound, piwae_bounds
+from vaefast.ops import _checks, ciwae_bound, draw_seed, iwae_bound, miwae_bound, piwae_bounds
 
 
 class IWAE:
@@ -22,7 +22,8 @@ class IWAE:
     """
 
     def __init__(self, samples: int = 50):
-        self.samples = _positive("samples", samples)
+        _checks.whole("samples", samples, 1)
+        self.samples = samples
 
     def __call__(self, model: VAE, x: torch.Tensor) -> Parts:
         nll, log_ratio = _terms(model, x, self.samples)
@@ -61,11 +62,16 @@ class MIWAE(IWAE):
     """
 
     def __init__(self, repeats: int = 8, samples: int = 8):
-        self.repeats, self.each = _positive("repeats", repeats), _positive("samples", samples)
+        _checks.whole("repeats", repeats, 1)
+        _checks.whole("samples", samples, 1)
+        self.repeats, self.each = repeats, samples
         super().__init__(repeats * samples)
 
     def _bound(self, log_w: torch.Tensor) -> torch.Tensor:
-        return miwae_bound(log_w.unflatten(1, (self.repeats, self.each)))
+        return miwae_bound(self._grouped(log_w))
+
+    def _grouped(self, log_w: torch.Tensor) -> torch.Tensor:
+        return log_w.unflatten(1, (self.repeats, self.each))
 
 
 class PIWAE(MIWAE):
@@ -92,17 +98,6 @@ class PIWAE(MIWAE):
             nll, log_ratio = _terms(model, x, self.samples, seed)
             generative = piwae_bounds(self._grouped(log_ratio - nll)).generative
         return _parts(inference.detach() - inference - generative, nll, log_ratio)
-
-    def _grouped(self, log_w: torch.Tensor) -> torch.Tensor:
-        return log_w.unflatten(1, (self.repeats, self.each))
-
-
-def _positive(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
 
 
 def _parts(loss: torch.Tensor, nll: torch.Tensor, log_ratio: torch.Tensor) -> Parts:

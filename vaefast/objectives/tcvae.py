@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from vaefast.models import VAE
 from vaefast.objectives.elbo import Parts, evaluated, frozen, gaussian_posterior
 from vaefast.ops import total_correlation
-from vaefast.ops.ranks import Gather, checked, layout
+from vaefast.ops.ranks import Gather, layout
 
 
 class BetaTCVAE:
@@ -51,7 +51,7 @@ def permute_dimensions(z: torch.Tensor, *, group=None) -> torch.Tensor:
 
     With `group`, a process group, the batch is the rows of all its ranks, and each keeps as many as it gave.
     """
-    where = None if group is None else layout(z, checked(group))
+    where = None if group is None else layout(z, group)
     everyone = z if where is None else Gather.apply(z, where)
     noise = torch.rand(everyone.shape, device=z.device)
     if where is not None:  # one order for all ranks

@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from vaefast.models import VAE, ImageCritic, PatchCritic
+from vaefast.objectives.elbo import Parts
 from vaefast.ops import optimal_sigma_nll, ranks
-
-Parts = dict[str, torch.Tensor]
 
 
 def _judge(critic: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

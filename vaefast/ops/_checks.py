@@ -36,20 +36,35 @@ def alike(first: str, a: torch.Tensor, second: str, b: torch.Tensor) -> None:
         raise ValueError(f"{second} must be on {first}'s device {a.device}, got {b.device}")
 
 
-def batch_ndim(value: object, ndim: int) -> None:
+def whole(name: str, value: object, least: float = -math.inf) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"batch_ndim must be an int, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def batch_ndim(value: object, ndim: int) -> None:
+    whole("batch_ndim", value)
     if not 0 <= value <= ndim:
         raise ValueError(f"batch_ndim must be from 0 to the number of dimensions {ndim}, got {value}")
 
 
 def event_dim(value: object, ndim: int, batch_ndim: int) -> int:
     """`dim` as a non-negative index of a dimension of the event."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"dim must be an int, got {type(value).__name__}")
+    whole("dim", value)
     if not (batch_ndim <= value < ndim or batch_ndim - ndim <= value < 0):
         raise ValueError(f"dim must be a dimension of the event ({batch_ndim} to {ndim - 1}), got {value}")
     return value % ndim
+
+
+def halved_dim(moments: object, dim: object, ndim: object) -> int:
+    """`dim` as `event_dim` gives it, along which moments hold a mean, then a log-variance; ndim: of the batch."""
+    floating("moments", moments)
+    batch_ndim(ndim, moments.ndim)
+    axis = event_dim(dim, moments.ndim, ndim)
+    if moments.shape[axis] % 2:
+        raise ValueError(f"moments must have an even size at dim {dim}, got shape {tuple(moments.shape)}")
+    return axis
 
 
 def bounds(value: object) -> tuple[float, float]:

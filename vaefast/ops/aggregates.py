@@ -37,10 +37,7 @@ def sliced_wasserstein(x, y, projections: int = 50, *, seed=None, group=None) ->
         TypeError, ValueError: for arguments that do not fit, named in the message.
     """
     x, y = _points(x=x, y=y)
-    if not isinstance(projections, int) or isinstance(projections, bool):
-        raise TypeError(f"projections must be an int, got {type(projections).__name__}")
-    if projections < 1:
-        raise ValueError(f"projections must be at least 1, got {projections}")
+    _checks.whole("projections", projections, 1)
     seed = seed_for(x, seed)
     if group is not None:
         x, y = (ranks.all_gather(t, group) for t in (x, y))

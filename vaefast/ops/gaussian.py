@@ -198,11 +198,7 @@ def rsample_kl_moments(
     Returns:
         (z, kl), where z has half of moments' size at `dim`.
     """
-    _checks.floating("moments", moments)
-    _checks.batch_ndim(batch_ndim, moments.ndim)
-    axis = _checks.event_dim(dim, moments.ndim, batch_ndim)
-    if moments.shape[axis] % 2:
-        raise ValueError(f"moments must have an even size at dim {dim}, got shape {tuple(moments.shape)}")
+    axis = _checks.halved_dim(moments, dim, batch_ndim)
     lo, hi = _checks.bounds(logvar_bounds)
     seed = seed_for(moments, seed)
     if transformed():

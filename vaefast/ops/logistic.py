@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vaefast.ops import _checks
 from vaefast.ops._likelihood import Likelihood, parameter
 from vaefast.reference import logistic as reference
 
@@ -16,10 +17,7 @@ def in_range(x: torch.Tensor) -> torch.Tensor:
 
 def level_params(x: object, levels: int, validate: bool) -> tuple[float, float, float, float, float]:
     """The constants of the reference: x's factor (coarse, fine) and offset, half a bin, the least log-scale."""
-    if not isinstance(levels, int) or isinstance(levels, bool):
-        raise TypeError(f"levels must be an int, got {type(levels).__name__}")
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+    _checks.whole("levels", levels, 2)
     half_bin = 1 / (levels - 1)
     if not isinstance(x, torch.Tensor) or x.is_floating_point():
         return 1.0, 0.0, 0.0, half_bin, LOG_SCALE_FLOOR

@@ -64,10 +64,7 @@ def discretized_logistic_mixture_nll(
     """
     _checks.floating("params", params)
     _checks.data("x", x)
-    if not isinstance(n_mixtures, int) or isinstance(n_mixtures, bool):
-        raise TypeError(f"n_mixtures must be an int, got {type(n_mixtures).__name__}")
-    if n_mixtures < 1:
-        raise ValueError(f"n_mixtures must be at least 1, got {n_mixtures}")
+    _checks.whole("n_mixtures", n_mixtures, 1)
     _checks.batch_ndim(batch_ndim, min(params.ndim, x.ndim) - 1)
     planes, channels = params.shape[batch_ndim], x.shape[batch_ndim]
     if channels not in (1, 3):

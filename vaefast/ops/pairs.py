@@ -199,7 +199,7 @@ def mixture_log_prob(z, mu_k, logvar_k, log_weights=None, *, group=None) -> torc
             raise ValueError(f"log_weights must be on z's device {z.device}, got {log_weights.device}")
         log_weights = log_weights.to(mu.dtype)
     if group is not None:
-        where = ranks.layout(mu, ranks.checked(group))
+        where = ranks.layout(mu, group)
         mu, logvar = _gather_together(where, mu, logvar)
         log_weights = None if log_weights is None else ranks.Gather.apply(log_weights, where)
     if len(mu) == 0:
@@ -256,7 +256,7 @@ def total_correlation(z, mu, logvar, dataset_size: int, *, estimator: str = "wei
     z, mu, logvar = tensors
     first, others = 0, (mu, logvar)
     if group is not None:
-        where = ranks.layout(z, ranks.checked(group))
+        where = ranks.layout(z, group)
         first, others = where.first, _gather_together(where, mu, logvar)
     weights = _pair_weights(len(others[0]), dataset_size, estimator)
     log_q, log_qs = aggregate_posterior(z, *others, *weights, first)
@@ -274,8 +274,7 @@ def aggregate_posterior(z, mu, logvar, every=0.0, own=0.0, next_=0.0, first=0) -
 
 def _pair_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
     """Log weights: of every pair, and what (i, i) and (i, i + 1) have beyond it."""
-    if not isinstance(dataset_size, int) or isinstance(dataset_size, bool):
-        raise TypeError(f"dataset_size must be an int, got {type(dataset_size).__name__}")
+    _checks.whole("dataset_size", dataset_size)
     least = {"weighted": 1, "stratified": 2}
     if estimator not in least:
         raise ValueError(f"estimator must be 'weighted' or 'stratified', got {estimator!r}")

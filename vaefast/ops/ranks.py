@@ -29,7 +29,8 @@ class Layout(NamedTuple):
 
 
 def layout(tensor: torch.Tensor, group: dist.ProcessGroup) -> Layout:
-    """How many rows each rank has; one small message."""
+    """How many rows each rank has; one small message. Raises as `checked` does."""
+    checked(group)
     size = torch.tensor([len(tensor)], device=tensor.device)
     sizes = [torch.empty_like(size) for _ in range(group.size())]
     dist.all_gather(sizes, size, group=group)
@@ -90,7 +91,7 @@ def all_gather(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         TypeError, ValueError: for arguments that do not fit, named in the message.
     """
     _checks.floating("tensor", tensor)
-    return Gather.apply(tensor, layout(tensor, checked(group)))
+    return Gather.apply(tensor, layout(tensor, group))
 
 
 def total(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:

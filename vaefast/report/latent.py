@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from vaefast.metrics.collapse import posteriors
 from vaefast.models import VAE
-
-_BATCH = 250
+from vaefast.ops import kl_by_dimension
 
 
 class Map(NamedTuple):
@@ -30,13 +30,8 @@ class Traversal(NamedTuple):
 def encode(model: VAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Means of q(z | x), [N, D] with the latent flattened, and KL(q(z | x) || N(0, I)) of each dimension, [D], the mean
     over x."""
-    means, kls = [], []
-    for batch in x.split(_BATCH):
-        posterior = model.encode(batch)
-        mean, logvar = posterior.mean.flatten(1), posterior.logvar.flatten(1)
-        means.append(mean)
-        kls.append(0.5 * (mean**2 + logvar.exp() - 1 - logvar))
-    return torch.cat(means), torch.cat(kls).mean(0)
+    mean, logvar = posteriors(model, x)
+    return mean, kl_by_dimension(mean, logvar)[1]
 
 
 def components(means: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

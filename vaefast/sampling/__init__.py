@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from vaefast import _options
+from vaefast.data import spread
 from vaefast.models import VAE
 from vaefast.sampling.flow import Flow
 from vaefast.sampling.gmm import GaussianMixture
@@ -39,10 +40,9 @@ def fitted(name: str, model: VAE, data, *, seed: int, **options) -> Sampler | No
     """
     if name == PRIOR:
         return None
-    count = min(20_000, len(data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create(name, **options).fit(model, data[torch.arange(count) * len(data) // count])
+        return create(name, **options).fit(model, spread(data, 20_000))
 
 
 __all__ = ["CHOICES", "NAMES", "PRIOR", "Flow", "GaussianMixture", "Normal", "Sampler", "TwoStage", "create", "fitted"]

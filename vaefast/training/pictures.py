@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import torch
 
+from vaefast import checkpoint
 from vaefast.nn import unit
 
 _GAP = 2  # pixels between the images of a grid
@@ -25,7 +25,8 @@ def grid(images: torch.Tensor, columns: int) -> bytes:
         top, left = (_GAP + n * (size + _GAP) for n, size in zip(divmod(i, columns), (height, width), strict=True))
         sheet[:, top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.movedim(0, -1).squeeze(-1).numpy())
-    return _png(lambda file: picture.resize((_SCALE * picture.width, _SCALE * picture.height), 0).save(file, "png"))
+    picture = picture.resize((_SCALE * picture.width, _SCALE * picture.height), 0)
+    return checkpoint.content(lambda file: picture.save(file, "png"))
 
 
 def reconstructions(images: torch.Tensor, reconstructed: torch.Tensor, columns: int) -> bytes:
@@ -50,10 +51,4 @@ def curves(history: Sequence[dict[str, dict[str, float]]]) -> bytes:
         axes.set(title=part, xlabel="epoch", ylabel="nats per sample")
         axes.grid(alpha=0.3)
         axes.legend()
-    return _png(lambda file: figure.savefig(file, format="png", dpi=120))
-
-
-def _png(write) -> bytes:
-    file = io.BytesIO()
-    write(file)
-    return file.getvalue()
+    return checkpoint.content(lambda file: figure.savefig(file, format="png", dpi=120))

@@ -135,11 +135,6 @@ class Trainer:
     def skipped(self) -> int:
         return int(self._skipped)
 
-    @property
-    def means(self) -> Means:
-        """Of the epoch that is going on, or the last one."""
-        return self._means
-
     def fit(
         self,
         train: Iterable[torch.Tensor],
@@ -189,7 +184,7 @@ class Trainer:
     def _begin_epoch(self) -> None:
         self._position = 0  # batches of this epoch that are done
         self._epoch_steps = 0
-        self._means = Means()
+        self.means = Means()  # of the epoch that is going on, or the last one
         # of steps whose loss or gradient was not finite: how many, and their losses' sum
         self._unsound = torch.zeros(2, dtype=torch.float64, device=self.device)
 
@@ -286,7 +281,7 @@ class Trainer:
 
     def _count(self, done: list[tuple[dict, Flag]], unsound: torch.Tensor | None) -> None:
         for parts, taken in done:
-            self._means.add(parts, taken)
+            self.means.add(parts, taken)
         if unsound is not None:
             self._unsound += unsound
 
@@ -299,7 +294,7 @@ class Trainer:
         if 2 * count[0] > self._epoch_steps:
             what = "gradient became infinite or NaN" if loss.isfinite() else f"loss became {loss.item()}"
             raise NotFiniteError(f"the {what} in epoch {epoch}")
-        means = self._means.result()
+        means = self.means.result()
         if math.isnan(means["loss"]):
             raise NotFiniteError(f"no step of epoch {epoch} was taken: each gradient's norm is above skip_above")
         return means
@@ -347,7 +342,7 @@ class Trainer:
             "epoch_began": self._epoch_began if self._position else None,
             "position": self._position,
             "epoch_steps": self._epoch_steps,
-            "means": distributed.gather_object(self._means.state_dict()),
+            "means": distributed.gather_object(self.means.state_dict()),
             "unsound": distributed.gather(self._unsound),
             "history": self.history,
             "steps": self.steps,
@@ -388,7 +383,7 @@ class Trainer:
             self._step = CapturedStep(self._eager_step)
         rank, device = distributed.rank(), self.device
         self._begin_epoch()
-        self._means.load_state_dict(saved["means"][rank], device)
+        self.means.load_state_dict(saved["means"][rank], device)
         self._unsound.copy_(saved["unsound"][rank])
         self._epoch_began = saved["epoch_began"]
         self._position, self._epoch_steps = saved["position"], saved["epoch_steps"]
