@@ -466,6 +466,19 @@ def test_settings_that_cannot_be_honoured(changes, message, few, tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "words"), [("bernoulli", r"x must be in \[0, 1\]"), ("poisson", "x must be .*"), ("gaussian", None)]
+)
+def test_data_that_the_likelihood_cannot_have_made(likelihood, words, tmp_path):
+    np.save(tmp_path / "far.npy", 5 * np.random.default_rng(0).standard_normal((60, 7), np.float32))
+    settings = small(tmp_path / "run", data=str(tmp_path / "far.npy"), likelihood=likelihood)
+    if words is None:
+        run(settings, silent)
+    else:
+        with pytest.raises(SettingsError, match=f"model 'dense' with the objective 'elbo': {words}.*min -1"):
+            run(settings, silent)
+
+
 def test_every_setting_says_what_it_is():
     for field in dataclasses.fields(Settings):
         assert field.metadata["help"]

@@ -14,7 +14,6 @@ from vaefast import sampling
 from vaefast.data.images import SUFFIXES, eight_bits, read
 from vaefast.runs import Run
 
-
 RUN_NEEDS = {"PIL": "pillow", "safetensors": "safetensors", "mlxtend": "mlxtend"}  # by import name, the packages
 
 

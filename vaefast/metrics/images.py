@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from vaefast.data.images import SUFFIXES, eight_bits, read
 from vaefast.nn import unit
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _ROUNDING = 1e-3  # how far past 0 and 1 floats may lie and still be taken for images
 
 
@@ -44,8 +44,6 @@ class Folder:
     def _read(file: Path) -> torch.Tensor:
         import numpy as np
         from PIL import Image
-
-        from vaefast.data.images import eight_bits, read
 
         image = read(file)
         levels = torch.from_numpy(np.array(eight_bits(image, 1 if Image.getmodebase(image.mode) == "L" else 3)))

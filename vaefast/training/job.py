@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from vaefast import _backends, checkpoint, models, objectives, sampling
-from vaefast.data import Batches, DataError, Split
+from vaefast.data import Batches, DataError, Split, spread
 from vaefast.info import versions
 from vaefast.training import build, distributed, pictures, state
 from vaefast.training.progress import Bar, TensorBoard
@@ -168,20 +168,28 @@ class _Run:
         self.trainer: Trainer = build.trainer(settings, self.model, objective, len(self.train))
         self.seconds = 0.0  # of training, those before a resume included
         self.progress: list[dict] = []  # beside trainer.history, what differs from run to run
-        self._try(train[torch.arange(min(2 * distributed.world(), len(train)))])
+        self._try(spread(train, 16 * distributed.world()))
 
     def _try(self, few: torch.Tensor) -> None:
-        """Evaluate a few samples, since what does not fit is often said only where a batch comes.
+        """Evaluate a few samples, since what does not fit is often said only where a batch comes, and data that a
+        likelihood cannot have made only where it is asked to look.
 
         Raises:
             SettingsError: for a model and an objective that do not fit each other or the data.
         """
+        likelihood = getattr(self.model, "likelihood", None)
+        validate = getattr(likelihood, "validate", None)
         try:
+            if validate is not None:
+                likelihood.validate = True
             with torch.random.fork_rng([self.trainer.device] if self.trainer.device.type == "cuda" else []):
                 self.trainer.evaluate([few])
         except (RuntimeError, TypeError, ValueError) as error:
             who = f"model {self.settings.model!r} with the objective {self.settings.objective!r}"
             raise SettingsError(f"{who}: {' '.join(str(error).split())}") from error
+        finally:
+            if validate is not None:
+                likelihood.validate = validate
 
     @property
     def things(self) -> str:
