@@ -485,6 +485,13 @@ def test_evaluate_keeps_what_it_prints_for_the_report_and_for_compare(call, trai
     assert "100 [99.0,\N{NO-BREAK SPACE}101]" in (first / "report.html").read_text()
 
 
+def test_evaluate_takes_at_most_so_many_images(call, trained, measured, monkeypatch, tmp_path):
+    monkeypatch.setattr("vaefast.commands.evaluate.MOST_IMAGES", 1000)
+    done = call("evaluate", shutil.copytree(trained, tmp_path / "run"))
+    assert "compared with 1,000 of 4,500 training images" in done.stderr
+    assert (len(measured[0]["train"]), len(measured[0]["test"])) == (1000, 500)
+
+
 @pytest.mark.slow
 def test_evaluate_measures(call, trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")

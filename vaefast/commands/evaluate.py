@@ -19,6 +19,9 @@ _SHOWN, _COLUMNS = 60, 10  # images of each kind in the sheet of a run
 _OWN_PLACE = ("output",)  # settings whose difference between runs says nothing
 
 
+MOST_IMAGES = 60_000  # of each part: what more of them cost in hours and memory moves no measure
+
+
 def add(subparsers) -> None:
     evaluate = subparsers.add_parser(
         "evaluate",
@@ -81,7 +84,9 @@ def _evaluate(run: str, samples: int, extractor: str, importance_samples: int, s
     opened = inputs.opened(run, "an evaluation")
     if not opened.pictorial:
         raise inputs.CommandError(f"{run} has no images to measure: its data has the shape {opened.data_shape}")
-    train, test = (spread(data, len(data)) for data in (opened.data.train, opened.data.test))
+    train, test = (spread(data, MOST_IMAGES) for data in (opened.data.train, opened.data.test))
+    if (total := len(opened.data.train)) > len(train):
+        print(f"compared with {len(train):,} of {total:,} training images, evenly spread", file=sys.stderr)
     sampler = sampler or opened.sampler_name
     options = {"samples": samples, "extractor": extractor, "importance_samples": importance_samples, "seed": seed}
     options["progress"] = sys.stderr.isatty()
