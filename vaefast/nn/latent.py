@@ -71,5 +71,6 @@ def halves(moments: torch.Tensor, dim: int = 1, batch_ndim: int = 1) -> tuple[to
     Raises:
         TypeError, ValueError: for moments that have no such dimension, or an odd size there.
     """
-    mean, logvar = moments.tensor_split(2, _checks.halved_dim(moments, dim, batch_ndim))
+    axis = _checks.halved_dim(moments, dim, batch_ndim)
+    mean, logvar = moments.tensor_split(2, axis)
     return mean, logvar
