@@ -148,6 +148,7 @@ def plot(results: dict, path: Path) -> None:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}×")
         axis.margins(x=0.12)
+        axis.set_ylim(-0.7, len(rows) - 0.3)
         axis.set_yticks(range(len(rows)), [f"{_label(r)} ({r['threads']} thr.)" for r in reversed(rows)])
         axis.set_xlabel("times faster (black: the target)")
         keys = [Rectangle((0, 0), 1, 1, color=_COLOURS[r]) for r in _RIVALS]
