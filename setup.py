@@ -163,7 +163,7 @@ class BuildExtension(build_ext):
         if not Path(nvcc).exists():
             raise UnavailableError("no nvcc")
         archs = os.environ.get("VAEFAST_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";")
-        archs.sort(key=lambda a: int(a.strip().rstrip("af")))
+        archs = sorted(map(str.strip, archs), key=lambda arch: int(arch.rstrip("af")))
         # One front end for all: nothing of ours is new since the first, and its PTX serves what comes after the last.
         targets = ",".join([*(f"sm_{a}" for a in archs), f"compute_{archs[0]}"])
         code = [f"-gencode=arch=compute_{archs[0]},code=[{targets}]", "--threads=0", "-Xfatbin=-compress-all"]

@@ -32,11 +32,12 @@ def _balance(model: VAE, reconstruction: torch.Tensor, generator: torch.Tensor, 
     decoder's last layer; 0 in evaluation."""
     if not (model.training and torch.is_grad_enabled()):
         return reconstruction.new_zeros(())
+    rows = len(reconstruction) if group is None else sum(ranks.layout(reconstruction, group).sizes)
     gradients = [
-        torch.autograd.grad(part.sum(), model.last_layer, retain_graph=True)[0].flatten()
+        torch.autograd.grad(part.sum() / rows, model.last_layer, retain_graph=True)[0].flatten()
         for part in (reconstruction, generator)
     ]
-    norms = ranks.mean(torch.stack(gradients), len(reconstruction), group).norm(dim=1)
+    norms = ranks.total(torch.stack(gradients), group).norm(dim=1)
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
 
