@@ -10,15 +10,15 @@ struct BernoulliNLLForward : Density<2, 0, 0, 1, false, 1> {  // (logits, x) -> 
   VAEFAST_MAP {
     T x = in[1] * p[0];
     sum[0] = product(select(in[0] > Scalar<T>(0), splat<T>(1) - x, -x), in[0]);
-    sum[1] = exp_parts(-absolute(in[0])).exp;
+    sum[1] = exp_only(minus_absolute(in[0]));
   }
 };
 
 struct BernoulliNLLBackward : Density<2, 1, 2, 0, false, 1> {  // (logits, x; grad) -> grad_logits, grad_x
   VAEFAST_MAP {
-    T t = exp_parts(-absolute(in[0])).exp;
+    T t = exp_only(minus_absolute(in[0]));
     T inverse = Scalar<T>(1) / (t + Scalar<T>(1));
-    T sigmoid = select(in[0] >= Scalar<T>(0), inverse, t * inverse);
+    T sigmoid = select(in[0] > Scalar<T>(0), inverse, t * inverse);
     out[0] = product(row[0], sigmoid - in[1] * p[0]);
     out[1] = product(row[0], in[0] * -p[0]);
   }

@@ -12,7 +12,7 @@ struct LogSum {
 
   // + factor e^value, of which one needs no exponential
   VF_FN void add(T value, T factor) {
-    T smaller = exp_only(-absolute(value - highest));
+    T smaller = exp_only(minus_absolute(value - highest));
     auto above = value > highest;
     sum = Native<T>::multiply_add(select(above, sum, factor), smaller, select(above, factor, sum));
     highest = select(above, value, highest);

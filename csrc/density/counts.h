@@ -182,7 +182,7 @@ struct BinomialNLLForward : Density<3, 0, 0, 1, false, 0> {  // (logits, x, tota
     auto none = x == splat<T>(0);
     auto edge = none | (y == splat<T>(0));
     T towards = select(none, logits, -logits);
-    Exp<T> e = exp_parts(select(edge, -absolute(logits), delta));
+    Exp<T> e = exp_parts(select(edge, minus_absolute(logits), delta));
     T u = select(edge, e.exp, A * e.expm1 * t), ratio = select(edge, e.exp + S(1), (B + A * e.exp) * t);
     Log1p<T> spread = log1p_parts(u, ratio);
     // near the mean total u - a delta is written out, and no first order is left to cancel

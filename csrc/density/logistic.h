@@ -41,7 +41,7 @@ VF_FN Bin<T> bin(const T* in, const Scalar<T>* p) {
   b.c = absolute(z);
   b.h = N::at_least(b.inverse_scale, splat<T>(S(8.7565107626965203e-27))) * p[3];  // e^-60
   Exp<T> ec = exp_parts(-b.c), eh = exp_parts(-b.h);
-  b.near = select(b.beyond, zero, exp_parts(-absolute(b.c - b.h)).exp);
+  b.near = select(b.beyond, zero, exp_parts(minus_absolute(b.c - b.h)).exp);
   T far = ec.exp * eh.exp;
   b.far = select(b.beyond, far, select(b.edge, zero, far));
   b.e2h = select(b.edge, zero, eh.exp * eh.exp);

@@ -120,7 +120,7 @@ struct Component {
     auto outside = [&](int c) { return y[c] > w[c]; };  // the mean is, of the bin
     VF_UNROLL
     for (int c = 0; c < Channels; ++c) {
-      near[c] = exp_parts(-absolute(y[c] - w[c]));
+      near[c] = exp_parts(minus_absolute(y[c] - w[c]));
       // an open bin has no far end: e^-104 (in double e^-746) is 0
       T exponent = select(outside(c), w[c] + w[c], y[c] + w[c]);
       second[c] = exp_parts(-select(inner(c), exponent, splat<T>(S(sizeof(S) == 4 ? 104 : 746))));

@@ -328,6 +328,13 @@ VF_FN T absolute(T x) {
 }
 
 template <class T>
+VF_FN T minus_absolute(T x) {
+  using Bits = Int<Scalar<T>>;
+  constexpr Bits sign = static_cast<Bits>(~(~static_cast<Uint<Scalar<T>>>(0) >> 1));
+  return bits<T>(bits<Int<T>>(x) | sign);
+}
+
+template <class T>
 struct Logistic {
   T sigmoid;     // 1 / (1 + e^-x)
   T complement;  // 1 - sigmoid(x) = sigmoid(-x)
@@ -338,7 +345,7 @@ struct Logistic {
 // From one exponential, of -|x|: each keeps its relative accuracy where it is small.
 template <class T>
 VF_FN Logistic<T> logistic(T x) {
-  T t = exp_parts(-absolute(x)).exp;
+  T t = exp_only(minus_absolute(x));
   T large = Scalar<T>(1) / (t + Scalar<T>(1)), small = t * large;
   T tail = log1p_unit(t), zero = splat<T>(0);
   auto positive = x > Scalar<T>(0);
