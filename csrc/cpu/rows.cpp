@@ -382,9 +382,10 @@ class Runner {
     }
   }
 
-  // The planes where they lie, if whole vectors can be read and written there, else in the scratch.
+  // The planes where they lie, if whole vectors can be read and written there, else in the scratch. A density that
+  // works long on each element gets them there too: as many lines of memory that share a cache set would not stay.
   Stack<V> place_planes(const Elements& e, int64_t planes, const Tile& tile, C*& scratch) const {
-    if (tile.size() % kLanes == 0) {
+    if (!D::scratch && tile.size() % kLanes == 0) {
       C* here = place(e, tile, scratch);
       if (here != scratch) return {here, e.plane_stride, planes, true};
     }
@@ -425,10 +426,12 @@ class Runner {
         row[i] = load<V>(row_buffer[i] + at);
         if (walk_.weight.data) row[i] = weighed(row[i], weight);
       }
-      for (int i = 0; i < D::inputs; ++i)
-        if (in[i].planes > 1) in[i].template prefetch_next<0>();
-      for (int i = 0; i < D::outputs; ++i)
-        if (in[i].planes > 1 && out[i].wanted) out[i].template prefetch_next<1>();
+      if constexpr (!D::scratch) {
+        for (int i = 0; i < D::inputs; ++i)
+          if (in[i].planes > 1) in[i].template prefetch_next<0>();
+        for (int i = 0; i < D::outputs; ++i)
+          if (in[i].planes > 1 && out[i].wanted) out[i].template prefetch_next<1>();
+      }
       D()(in, row, params_, out, sum, work);
       for (int i = 0; i < D::row_outputs; ++i)
         store(sum_buffer[i] + at, walk_.weight.data ? weighed(sum[i], weight) : sum[i]);
