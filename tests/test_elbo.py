@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vaefast
 from vaefast import nn
-from vaefast.ops import _likelihood
+from vaefast.ops import _define
 from vaefast.ops._define import TABLE
 
 B, EVENT = 6, (3, 2, 2)
@@ -207,7 +207,7 @@ def _bernoulli(shape=(5, 70), dtype=torch.float32):
 
 @pytest.fixture(autouse=True)
 def small_tensors_too(monkeypatch):
-    monkeypatch.setattr(_likelihood, "_WORTH", 0)
+    monkeypatch.setattr(_define, "WORTH", 0)
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_expected_gradient_is_the_same_bits(dtype, weighted, data_too, backward_
 
 
 def test_small_tensors_are_read_twice(monkeypatch, backward_calls):
-    monkeypatch.setattr(_likelihood, "_WORTH", 5 * 70 + 1)
+    monkeypatch.setattr(_define, "WORTH", 5 * 70 + 1)
     logits, x = _bernoulli()
     vaefast.bernoulli_nll(logits, x, expected_grad=0.2).mean().backward()
     assert len(backward_calls) == 1
@@ -335,6 +335,69 @@ def test_opcheck_of_planes_with_gradient(name):
     tensors = [t.detach() for t in row.arguments(row.inputs((3, 4))) if isinstance(t, torch.Tensor)]
     arguments = (torch.ones(3), *tensors, None, 1, *constants, [True, False])
     torch.library.opcheck(TABLE[f"{name}_with_gradient"].call, arguments)
+
+
+def _divergence(shape=(5, 70), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(4)]
+
+
+# the last two are streamed past the caches: whole vectors, and rows that begin anywhere
+@pytest.mark.parametrize("shape", [(5, 70), (2, 3, 8), (256, 1024), (5, 60_001)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("upstream", ["expected", "other"])
+def test_expected_gradient_of_kl_normal(shape, dtype, upstream):
+    tensors = _divergence(shape, dtype)
+    runs = []
+    for hint in (None, 0.25):
+        kl = vaefast.kl_normal(*tensors, logvar_bounds=(-1.0, 1.5), expected_grad=hint)
+        grad_kl = torch.full_like(kl, 0.25) if upstream == "expected" else torch.linspace(-1, 1, len(kl)).to(kl)
+        runs.append([kl, *torch.autograd.grad(kl, tensors, grad_kl)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_expected_gradient_of_kl_normal_is_computed_once():
+    tensors = _divergence()
+    called = []
+    op = TABLE["kl_normal_backward"]
+    run = op.run
+    object.__setattr__(op, "run", lambda *args: called.append(1) or run(*args))
+    try:
+        kl = vaefast.kl_normal(*tensors, expected_grad=0.2).mean()
+        kl.backward(retain_graph=True)
+        assert not called
+        (3 * kl).backward()
+        assert called
+    finally:
+        object.__setattr__(op, "run", run)
+    (once,) = torch.autograd.grad(vaefast.kl_normal(*tensors).mean(), tensors[0])
+    torch.testing.assert_close(tensors[0].grad, 4 * once)
+
+
+def test_expected_gradient_of_kl_normal_double_backward():
+    def function(*tensors):
+        return vaefast.kl_normal(*tensors, expected_grad=1 / 3)
+
+    tensors = _divergence((3, 4), torch.float64)
+    assert torch.autograd.gradcheck(function, tensors, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_opcheck_of_kl_normal_with_gradient():
+    tensors = [t.detach() for t in _divergence((3, 4))]
+    torch.library.opcheck(TABLE["kl_normal_with_gradient"].call, (torch.ones(3), *tensors, 1, -1.0, 1.0))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("batch_ndim", [1, 2])
+def test_a_reduced_likelihood_expects_its_gradient(reduction, batch_ndim, backward_calls):
+    logits, x = _bernoulli((5, 4, 7))
+    expected = getattr(vaefast.bernoulli_nll(logits, x, batch_ndim=batch_ndim), reduction)()
+    actual = nn.Bernoulli(reduction=reduction, batch_ndim=batch_ndim)(logits, x)
+    assert torch.equal(actual, expected)
+    (grad,) = torch.autograd.grad(actual, logits)
+    assert not backward_calls
+    assert torch.equal(grad, torch.autograd.grad(expected, logits)[0])
 
 
 # --- modules ---

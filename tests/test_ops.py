@@ -209,7 +209,8 @@ ELSEWHERE = {
     "standard_normal",
     "imq_mmd",
     "rbf_mmd",
-    *[f"{name}_with_gradient" for name in ("bernoulli_nll", "categorical_nll", "discretized_logistic_mixture_nll")],
+    *[f"{name}_with_gradient"
+      for name in ("bernoulli_nll", "categorical_nll", "discretized_logistic_mixture_nll", "kl_normal")],
     *[f"{name}_{way}"
       for name in ("kl_by_dimension", "rsample_log_ratio", "normal_rsample", "normal_kl",
                    "mixture_log_prob", "total_correlation")

@@ -414,6 +414,16 @@ def test_the_gradient_beside_the_likelihood():
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
+def test_the_gradients_beside_the_divergence():
+    tensors, bounds = tuple([t.detach() for t in ROWS[4].inputs((6, 48))]), (-1.0, 1.0)
+    grad_kl = torch.linspace(-1, 2, 6)
+    apart, together = ((torch.empty(6), *map(torch.empty_like, tensors)) for _ in range(2))
+    rows.rows("kl_normal_forward", 1, tensors, (), (), apart[:1], None, bounds)
+    rows.rows("kl_normal_backward", 1, tensors, (grad_kl,), apart[1:], (), None, bounds)
+    rows.rows("kl_normal_with_gradient", 1, tensors, (grad_kl,), together[1:], together[:1], None, bounds)
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "shapes", "params"),
     [

@@ -129,6 +129,7 @@ def launches():
     record("normal_kl", True, lambda: gradients([normal_kl(a, b, c, d)], (a, b, c, d)))
     hinted = TABLE["bernoulli_nll_with_gradient"]
     record("with_gradient", True, lambda: hinted(torch.empty(len(a)), a, b, None, 1, 1.0, [True, False]))
+    record("with_gradient", True, lambda: TABLE["kl_normal_with_gradient"](torch.empty(len(a)), a, b, c, d, 1, -1, 1))
 
     for parameters, data, weight in [*TYPES, (torch.float64, torch.uint8, None)]:
         logits, mixture, one = (

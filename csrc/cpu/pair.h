@@ -117,5 +117,11 @@ VF_FN void store(Scalar<V>* to, Pair<V> v) {
   store(to + sizeof(V) / sizeof(*to), v.second);
 }
 
+template <class V>
+VF_FN void stream(Scalar<V>* to, Pair<V> v) {
+  stream(to, v.first);
+  stream(to + sizeof(V) / sizeof(*to), v.second);
+}
+
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

@@ -26,6 +26,7 @@ constexpr int kTile = 1024;
 constexpr int kPlanesTile = 16384;  // numbers in a tile of stacks, those read and those written
 constexpr int kRound = 16;          // to which tiles of stacks are cut: alike for every instruction set
 constexpr std::align_val_t kCacheLine{64};
+constexpr int64_t kCached = 1 << 21;   // bytes of which a second-level cache keeps the later ones at best
 constexpr int64_t kParallel = 32768;  // elements below which starting threads costs more than it gains
 
 struct Tile {
@@ -342,22 +343,33 @@ class Runner {
         if (!as_product) s[0] = s[0] + log1p_unit(s[1]);
       if (D::row_outputs && weight)
         for (int i = 0; i < D::row_outputs; ++i) s[i] = weighed(s[i], get(weight + at));
-      for (int i = 0; i < D::outputs; ++i) put(out[i] + at, y[i]);
+      for (int i = 0; i < D::outputs; ++i) put(i, out[i] + at, y[i]);
       for (int i = 0; i < kTerms; ++i) store(sum_buffer[i] + at, s[i]);
     };
+    bool past[kAtLeast1<D::outputs>];  // the caches
+    for (int i = 0; i < D::outputs; ++i) past[i] = goes_past(out[i], out_buffer[i]);
     int at = 0;
     for (; at + kLanes <= size; at += kLanes)
       step(
-          at, [](const C* from) { return load<V>(from); }, [](C* to, V v) { store(to, v); });
+          at, [](const C* from) { return load<V>(from); },
+          [&](int i, C* to, V v) { D::later && past[i] ? stream(to, v) : store(to, v); });
     if (int rest = size - at)
       step(
           at, [rest](const C* from) { return load_some<V>(from, rest); },
-          [rest](C* to, V v) { store_some(to, v, rest); });
+          [rest](int, C* to, V v) { store_some(to, v, rest); });
+    if (D::later) streamed();
 
     for (int i = 0; i < D::outputs; ++i)
       if (out[i] == out_buffer[i] && walk_.outputs[i].data) write(walk_.outputs[i], tile, out_buffer[i]);
     const C* logs = D::log1p && as_product ? sum_buffer[D::log1p] : nullptr;
     for (int i = 0; i < D::row_outputs; ++i) add_up(i, tile, sum_buffer[i], partial, logs);
+  }
+
+  // Whether an output of the tile is streamed: what is read much later, of more data than stays in the cache.
+  bool goes_past(const C* out, const C* buffer) const {
+    constexpr int64_t bytes = (D::inputs + D::outputs) * sizeof(C);
+    return D::later && out != buffer && reinterpret_cast<uintptr_t>(out) % kBytes == 0 &&
+           walk_.rows * walk_.cols * bytes > kCached;
   }
 
   void spread_row(int i, const Tile& tile, C* to) const {

@@ -115,6 +115,27 @@ VF_FN void store(Scalar<V>* to, V v) {
   memcpy(to, &v, sizeof(v));
 }
 
+// Past the caches, which need not read the line first, to a multiple of the vector's size; see also `streamed`.
+template <class V>
+VF_FN void stream(Scalar<V>* to, V v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)v);
+#else
+  store(to, v);
+#endif
+}
+
+// Makes what was streamed visible to other threads.
+VF_FN void streamed() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 template <class V>
 VF_FN V load_some(const Scalar<V>* from, int count) {  // the other lanes are 0
   V v{};

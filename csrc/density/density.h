@@ -14,6 +14,7 @@ struct Density {
   static constexpr int inputs = Inputs, row_inputs = RowInputs, outputs = Outputs, row_outputs = RowOutputs;
   static constexpr int params = Params;
   static constexpr bool noise = Noise, planes = false;
+  static constexpr bool later = false;  // what it writes is read when other work is done: it need not stay in caches
   static constexpr bool log1p = false;  // the row's sum is that of sum[0] + ln(1 + sum[1]), sum[1] in [0, 1]
   static constexpr bool heavy = false;  // needs more registers than a GPU thread has for several elements at once
 };

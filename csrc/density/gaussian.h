@@ -99,6 +99,11 @@ struct KLNormalBackward : Density<4, 1, 4, 0, false, 2> {  // (…; grad_kl) -> 
   }
 };
 
+struct KLNormalWithGradient : WithGradient<KLNormalForward, KLNormalBackward> {
+  static constexpr bool heavy = true;
+  static constexpr bool later = true;  // a hierarchy has many, and its likelihood comes after them all
+};
+
 // Where a square or a distance is inf the density is 0, also at scale 0, whose logarithm would make it NaN.
 template <class T>
 VF_FN T log_scale_beside(T distance, T log_scale) {

@@ -26,6 +26,7 @@
   X("kl_standard_normal_backward", KLStandardNormalBackward)                                 \
   X("kl_normal_forward", KLNormalForward)                                                    \
   X("kl_normal_backward", KLNormalBackward)                                                  \
+  X("kl_normal_with_gradient", KLNormalWithGradient)                                         \
   X("kl_by_dimension_forward", KLByDimensionForward)                                         \
   X("kl_by_dimension_backward", KLByDimensionBackward)                                       \
   X("rsample_log_ratio_forward", RsampleLogRatioForward)                                     \

@@ -98,6 +98,11 @@ def kl_normal_backward(inputs, row_inputs, eps, params):
 
 
 @triton.jit
+def kl_normal_with_gradient(inputs, row_inputs, eps, params):
+    return kl_normal_backward(inputs, row_inputs, eps, params) + kl_normal_forward(inputs, row_inputs, eps, params)
+
+
+@triton.jit
 def log_scale_beside(distance, log_scale):
     # where it is inf the density is 0, also at scale 0, whose logarithm would make it NaN
     return tl.where(distance == INF, 0.0, log_scale)

@@ -196,6 +196,32 @@ def differentiable(
     return Function
 
 
+WORTH = 32768  # elements below which a second pass costs less than what it takes to write a gradient in the first
+
+
+def writes_gradient(tensors) -> bool:
+    """Whether a forward pass shall write the gradients of its inputs for the one that it is told to expect: whether
+    that one came after all must be looked at in the backward pass, which would wait for a GPU."""
+    first = tensors[0]
+    if first.device.type != "cpu" or first.numel() < WORTH or not unobserved(first):
+        return False
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+
+
+def expected_rows(like: torch.Tensor, batch_ndim: int, value: float) -> torch.Tensor:
+    """The gradient of a number per row that is expected to come back."""
+    return empty_rows(like, batch_ndim).fill_(value)
+
+
+def written(ctx, saved, first: int, grad, backward: Op) -> tuple[torch.Tensor, ...] | None:
+    """What the forward pass wrote, where it saved (…, the gradient that it expected, gradients…), the expected one at
+    index `first`, and that one came; else None."""
+    if len(saved) == first or backward.for_grads(grad) is not backward or not torch.equal(grad, saved[first]):
+        return None
+    ctx.maybe_clear_saved_tensors()  # unless retain_graph; a leaf then takes its gradient, uncopied
+    return saved[first + 1 :]
+
+
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is at work: then the differentiable reference runs, which
     every transform understands, since a Function that serves them all costs twice as much on the everyday path."""

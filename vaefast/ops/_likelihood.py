@@ -8,12 +8,17 @@ from collections.abc import Callable
 
 import torch
 
-from vaefast import _backends
 from vaefast.ops import _checks
-from vaefast.ops._define import define, empty_rows, function, transformed, tuple_of, unobserved
+from vaefast.ops._define import (
+    define,
+    expected_rows,
+    function,
+    transformed,
+    tuple_of,
+    writes_gradient,
+    written,
+)
 from vaefast.reference.gaussian import compute_dtype
-
-_WORTH = 32768  # elements below which a second pass costs less than what it takes to write a gradient in the first
 
 
 def unit_scale(x: object) -> float:
@@ -174,7 +179,7 @@ class Likelihood:
                 if expected_grad is None:
                     ctx.save_for_backward(*inputs)
                     return likelihood.forward(*args)
-                expected = empty_rows(args[0], ctx.constants[0]).fill_(expected_grad)
+                expected = expected_rows(args[0], ctx.constants[0], expected_grad)
                 nll, *grads = likelihood.with_gradient(expected, *args, list(ctx.needs_input_grad[1:first]))
                 ctx.save_for_backward(*inputs, expected, *grads)
                 return nll
@@ -183,11 +188,9 @@ class Likelihood:
             def backward(ctx, grad_nll):
                 wanted = list(ctx.needs_input_grad[1:first])
                 saved = ctx.saved_tensors
-                backward = likelihood.backward.for_grads(grad_nll)
-                if len(saved) > first and backward is likelihood.backward and torch.equal(grad_nll, saved[first]):
-                    grads = saved[first + 1 :]
-                    ctx.maybe_clear_saved_tensors()  # unless retain_graph; a leaf then takes its gradient, uncopied
-                else:
+                grads = written(ctx, saved, first, grad_nll, likelihood.backward)
+                if grads is None:
+                    backward = likelihood.backward.for_grads(grad_nll)
                     grads = backward(grad_nll, *saved[:first], *ctx.constants, wanted)
                 result = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
                 return None, *result, *[None] * (1 + len(ctx.constants))
@@ -238,15 +241,9 @@ class Likelihood:
                 raise ValueError(f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})")
         if transformed():
             return self._reference_forward(*tensors, weight, batch_ndim, *params)
-        if expected_grad is not None and not self._writes_gradient(tensors):
+        if expected_grad is not None and (self.with_gradient is None or not writes_gradient(tensors)):
             expected_grad = None
         return self.function.apply(expected_grad, *tensors, weight, batch_ndim, *params)
-
-    def _writes_gradient(self, tensors) -> bool:
-        eager_cpu = tensors[0].device.type == "cpu" and unobserved(tensors[0])
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        worth = self.with_gradient is not None and tensors[0].numel() >= _WORTH
-        return worth and eager_cpu and wanted and _backends.asked() in (None, "cpu", "reference")
 
     def _broadcast(self, named, weight):
         """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""

@@ -12,7 +12,17 @@ import torch
 
 from vaefast._layout import halves
 from vaefast.ops import _checks, ranks
-from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, transformed
+from vaefast.ops._define import (
+    define,
+    define_rows,
+    differentiable,
+    empty_like,
+    empty_rows,
+    expected_rows,
+    transformed,
+    writes_gradient,
+    written,
+)
 from vaefast.ops._likelihood import Likelihood, parameter, unit_scale
 from vaefast.ops.noise import seed_for, standard_normal_op
 from vaefast.reference import gaussian as reference
@@ -59,6 +69,14 @@ _kl_normal_backward = define_rows(
     like="mu_q logvar_q mu_p logvar_p",
     params=_BOUNDS,
     reference=reference.kl_normal_backward,
+)
+_kl_normal_with_gradient = define_rows(
+    "kl_normal_with_gradient",
+    "row:grad_kl mu_q logvar_q mu_p logvar_p",
+    like="mu_q logvar_q mu_p logvar_p",
+    row_outputs=1,
+    params=_BOUNDS,
+    reference=reference.kl_normal_with_gradient,
 )
 
 
@@ -126,7 +144,29 @@ RsampleKLMoments = differentiable(
 KLStandardNormal = differentiable(
     "KLStandardNormal", _kl_standard_normal_forward, _kl_standard_normal_backward, saved=2
 )
-KLNormal = differentiable("KLNormal", _kl_normal_forward, _kl_normal_backward, saved=4)
+
+
+class KLNormal(torch.autograd.Function):
+    """Not `differentiable(...)`: its forward pass may write the gradients."""
+
+    @staticmethod
+    def forward(ctx, expected_grad, *args):
+        inputs, ctx.constants = args[:4], args[4:]
+        if expected_grad is None:
+            ctx.save_for_backward(*inputs)
+            return _kl_normal_forward(*args)
+        expected = expected_rows(args[0], ctx.constants[0], expected_grad)
+        *grads, kl = _kl_normal_with_gradient(expected, *args)
+        ctx.save_for_backward(*inputs, expected, *grads)
+        return kl
+
+    @staticmethod
+    def backward(ctx, grad_kl):
+        saved = ctx.saved_tensors
+        grads = written(ctx, saved, 4, grad_kl, _kl_normal_backward)
+        if grads is None:
+            grads = _kl_normal_backward.for_grads(grad_kl)(grad_kl, *saved[:4], *ctx.constants)
+        return None, *grads, None, None, None
 
 
 def _pair(mu, logvar, batch_ndim, logvar_bounds, names=("mu", "logvar")):
@@ -226,7 +266,16 @@ def kl_standard_normal(mu, logvar, *, batch_ndim: int = 1, logvar_bounds=None) -
     return KLStandardNormal.apply(mu, logvar, batch_ndim, lo, hi)
 
 
-def kl_normal(mu_q, logvar_q, mu_p, logvar_p, *, batch_ndim: int = 1, logvar_bounds=None) -> torch.Tensor:
+def kl_normal(
+    mu_q,
+    logvar_q,
+    mu_p,
+    logvar_p,
+    *,
+    batch_ndim: int = 1,
+    logvar_bounds=None,
+    expected_grad: float | None = None,
+) -> torch.Tensor:
     """KL(q || p) of diagonal Gaussians per sample, in nats:
     sum of (exp(d) - 1 - d + (mu_q - mu_p)^2 / exp(logvar_p)) / 2 with d = logvar_q - logvar_p.
 
@@ -234,6 +283,7 @@ def kl_normal(mu_q, logvar_q, mu_p, logvar_p, *, batch_ndim: int = 1, logvar_bou
         mu_q, logvar_q, mu_p, logvar_p: shapes that broadcast to one (a prior [D] against a batch [B, D] is read in
             place); types as for `rsample`.
         batch_ndim, logvar_bounds: as for `kl_standard_normal`; the bounds hold for both log-variances.
+        expected_grad: the gradient per sample that the backward pass will bring, as for `bernoulli_nll`.
 
     Returns:
         kl of the broadcast shape's first batch_ndim dimensions; float32 (float64 for float64 inputs).
@@ -258,7 +308,10 @@ def kl_normal(mu_q, logvar_q, mu_p, logvar_p, *, batch_ndim: int = 1, logvar_bou
         mu_q, logvar_q, mu_p, logvar_p = (t.to(dtype) for t in (mu_q, logvar_q, mu_p, logvar_p))
     if transformed():
         return reference.kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
-    return KLNormal.apply(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
+    tensors = mu_q, logvar_q, mu_p, logvar_p
+    if expected_grad is not None and not writes_gradient(tensors):
+        expected_grad = None
+    return KLNormal.apply(expected_grad, *tensors, batch_ndim, lo, hi)
 
 
 _FINITE = ("finite", torch.isfinite)

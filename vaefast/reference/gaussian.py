@@ -120,6 +120,12 @@ def kl_normal_backward(grad_kl, mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, 
     return grad_mu.to(mu_q.dtype), grad_q.to(logvar_q.dtype), (-grad_mu).to(mu_p.dtype), grad_p.to(logvar_p.dtype)
 
 
+def kl_normal_with_gradient(grad_kl, mu_q, logvar_q, mu_p, logvar_p, *rest):
+    """The gradients, then the divergence."""
+    tensors = mu_q, logvar_q, mu_p, logvar_p
+    return *kl_normal_backward(grad_kl, *tensors, *rest), kl_normal(*tensors, *rest)
+
+
 def _standardised(difference, logvar):
     return standardised(difference, 0.5 * logvar)
 
