@@ -95,6 +95,8 @@ def test_opcheck(moments):
     grads = torch.ones(B).double(), torch.ones(EVENT).double()
     torch.library.opcheck(TABLE["kl_by_dimension_forward"].call, (mu, logvar, False, -inf, inf))
     torch.library.opcheck(TABLE["kl_by_dimension_backward"].call, (*grads, mu, logvar, False, -1.0, 1.0))
+    torch.library.opcheck(TABLE["elbo_forward"].call, (mu, logvar, 0, 2.0, 0.5))
+    torch.library.opcheck(TABLE["elbo_backward"].call, (torch.ones(()).double(), mu, logvar, 0, 2.0, 0.5))
     logits, x = mu.flatten(1), torch.rand(B, 12).double()
     args = (torch.ones(B).double(), logits, x, None, 1, 1.0, [True, False])
     torch.library.opcheck(TABLE["bernoulli_nll_with_gradient"].call, args)
@@ -116,6 +118,69 @@ def test_loss_is_nll_and_beta_kl(moments, nll, beta, reduction):
     torch.testing.assert_close(result.kl_per_dimension, terms(*moments).mean(0))
     actual, plain = (gradients(loss.sum(), nll, *moments) for loss in (result.loss, expected))
     torch.testing.assert_close(actual, plain)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("batch", [1, 7, 5000])
+def test_reduced_loss(backend, dtype, reduction, batch):
+    generator = torch.Generator().manual_seed(5)
+    nll, kl = (torch.rand(batch, 2, generator=generator).to(dtype)[:, i].requires_grad_() for i in range(2))
+    with vaefast.use_backend(backend):
+        loss = vaefast.elbo_loss(nll, kl, beta=0.5, reduction=reduction).loss
+        grads = torch.autograd.grad(-3 * loss, (nll, kl))
+    wide = [t.detach().double().requires_grad_() for t in (nll, kl)]
+    expected = getattr(wide[0] + 0.5 * wide[1], reduction)()
+    rtol = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(loss.double(), expected, rtol=min(rtol, 1e-5), atol=0)
+    for actual, plain in zip(grads, torch.autograd.grad(-3 * expected, wide), strict=True):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), plain, rtol=rtol, atol=0)
+
+
+def test_reduced_loss_is_differentiated_twice(nll):
+    kl = torch.rand(B).double().requires_grad_()
+
+    def function(nll, kl):
+        return vaefast.elbo_loss(nll, kl, beta=2.0).loss
+
+    assert torch.autograd.gradcheck(function, (nll, kl), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda *t: function(*t).square(), (nll, kl))
+
+
+def test_reduced_loss_of_nothing():
+    assert vaefast.elbo_loss(torch.zeros(0), torch.zeros(0)).loss.isnan()
+    assert vaefast.elbo_loss(torch.zeros(0), torch.zeros(0), reduction="sum").loss == 0
+
+
+class Computed(torch.utils._python_dispatch.TorchDispatchMode):
+    """The ops that compute something, in order."""
+
+    FREE = ("detach", "empty_like", "new_empty", "empty")
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[1]
+        if name not in self.FREE:
+            self.ops.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_whole_loss_is_three_launches_each_way():
+    mu, logvar = (torch.randn(4, 3).requires_grad_() for _ in range(2))
+    logits, x = _bernoulli((4, 9))
+    seed, grads = vaefast.draw_seed(), [torch.ones(()), torch.ones(4, 3)]
+    with Computed() as mode:
+        z, kl = vaefast.rsample_kl(mu, logvar, seed=seed)
+        loss = nn.ELBOLoss(nn.Bernoulli(), beta=0.5)(logits, x, kl).loss
+        assert mode.ops == ["rsample_kl_forward", "bernoulli_nll_forward", "elbo_forward"]
+        mode.ops.clear()
+        torch.autograd.backward([loss, z], grads)
+        assert mode.ops == ["elbo_backward", "bernoulli_nll_backward", "rsample_kl_backward"]
 
 
 def test_given_kl_carries_the_gradient_and_the_moments_do_not(moments, nll):

@@ -212,7 +212,7 @@ ELSEWHERE = {
     *[f"{name}_with_gradient"
       for name in ("bernoulli_nll", "categorical_nll", "discretized_logistic_mixture_nll", "kl_normal")],
     *[f"{name}_{way}"
-      for name in ("kl_by_dimension", "rsample_log_ratio", "normal_rsample", "normal_kl",
+      for name in ("elbo", "kl_by_dimension", "rsample_log_ratio", "normal_rsample", "normal_kl",
                    "mixture_log_prob", "total_correlation")
       for way in ("forward", "backward")],
 }  # fmt: skip

@@ -414,6 +414,13 @@ def test_the_gradient_beside_the_likelihood():
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 6, 5000])
+def test_reduced_loss(dtype, batch):
+    tensors = [t.detach()[:, 0].requires_grad_() for t in ROWS[0].inputs((batch, 2), dtype=dtype)]
+    against_reference(lambda *t: vaefast.elbo_loss(*t, beta=0.5).loss, tensors)
+
+
 def test_the_gradients_beside_the_divergence():
     tensors, bounds = tuple([t.detach() for t in ROWS[4].inputs((6, 48))]), (-1.0, 1.0)
     grad_kl = torch.linspace(-1, 2, 6)

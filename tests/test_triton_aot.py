@@ -123,6 +123,7 @@ def launches():
             record(f"rsample_kl {dtype}, {name}", False, lambda: op(ROWS[2], tensors))  # noqa: B023
 
     a, b, c, d = (torch.empty(SHAPE, requires_grad=True) for _ in range(4))
+    record("elbo", True, lambda: gradients([vaefast.elbo_loss(a[0], b[0], beta=2).loss], (a, b)))
     record("kl_by_dimension", True, lambda: gradients(vaefast.kl_by_dimension(a, b), (a, b)))
     record("rsample_log_ratio", True, lambda: gradients(vaefast.rsample_log_ratio(a, b, 8, seed=1), (a, b)))
     record("normal_rsample", True, lambda: gradients([normal_rsample(a, b)], (a, b)))

@@ -27,6 +27,8 @@
   X("kl_normal_forward", KLNormalForward)                                                    \
   X("kl_normal_backward", KLNormalBackward)                                                  \
   X("kl_normal_with_gradient", KLNormalWithGradient)                                         \
+  X("elbo_forward", ELBOForward)                                                             \
+  X("elbo_backward", ELBOBackward)                                                           \
   X("kl_by_dimension_forward", KLByDimensionForward)                                         \
   X("kl_by_dimension_backward", KLByDimensionBackward)                                       \
   X("rsample_log_ratio_forward", RsampleLogRatioForward)                                     \

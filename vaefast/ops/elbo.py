@@ -6,12 +6,19 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 
 from vaefast.ops import _checks
-from vaefast.ops._define import define, differentiable, empty_like, empty_rows, transformed
+from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, transformed
 from vaefast.ops.gaussian import _pair
 from vaefast.reference import elbo as reference
 from vaefast.reference.gaussian import compute_dtype
+
+_loss_forward = define_rows("elbo_forward", "nll kl", row_outputs=1, params=("beta", "scale"), reference=reference.elbo)
+_loss_backward = define_rows(
+    "elbo_backward", "row:grad nll kl", like="nll kl", params=("beta", "scale"), reference=reference.elbo_backward
+)
+Loss = differentiable("Loss", _loss_forward, _loss_backward, saved=2)
 
 _ACTIVE = 0.01  # the variance over x of E[z | x] above which a dimension is in use
 
@@ -129,13 +136,21 @@ def elbo_loss(
     if reduction == "none":
         return ELBO(plus(nll, beta, kl), nll, kl, by_dimension, active)
     if free_bits is None and capacity is None:
-        loss = plus(nll, beta, kl)
-        return ELBO(loss.mean() if reduction == "mean" else loss.sum(), nll, kl, by_dimension, active)
+        return ELBO(_reduced(nll, beta, kl, reduction), nll, kl, by_dimension, active)
     regulariser = kl.mean() if free_bits is None else by_dimension.clamp(min=free_bits).sum()
     if capacity is not None:
         regulariser = (regulariser - capacity).abs()
     loss = nll.mean() + (beta * regulariser).mean()  # a beta per sample counts with its mean
     return ELBO(loss if reduction == "mean" else loss * nll.numel(), nll, kl, by_dimension, active)
+
+
+def _reduced(nll: torch.Tensor, beta, kl: torch.Tensor, reduction: str) -> torch.Tensor:
+    """The mean or the sum of nll + beta kl: one walk, but where a compiler or a transform has PyTorch's ops."""
+    one_walk = isinstance(beta, (int, float)) and nll.dtype == kl.dtype and len(nll) > 0
+    if one_walk and not is_compiling() and not transformed():
+        return Loss.apply(nll, kl, 0, float(beta), 1.0 / len(nll) if reduction == "mean" else 1.0)
+    loss = plus(nll, beta, kl)
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def plus(a: torch.Tensor, beta, b: torch.Tensor) -> torch.Tensor:

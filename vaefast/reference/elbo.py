@@ -1,4 +1,4 @@
-"""KL by latent dimension, for free bits and for watching collapse, in plain PyTorch."""
+"""The loss of a batch; KL by latent dimension, for free bits and for watching collapse, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import torch
 
 from vaefast.reference import gaussian
 from vaefast.reference.gaussian import compute_dtype
+
+
+def elbo(nll, kl, batch_ndim, beta, scale):
+    """scale * sum (nll + beta kl) over all that is no batch: a batch's mean has none, and scale 1 / B."""
+    nll, kl = (t.to(compute_dtype(t.dtype)) for t in (nll, kl))
+    return ((nll + beta * kl) * scale).flatten(batch_ndim).sum(-1)
+
+
+def elbo_backward(grad, nll, kl, batch_ndim, beta, scale):
+    """To each sample the same."""
+    grad_nll = (grad * scale).reshape(grad.shape + (1,) * (nll.ndim - batch_ndim)).expand_as(nll)
+    return grad_nll.to(nll.dtype), (beta * grad_nll).to(kl.dtype)
 
 
 def reduced(terms: torch.Tensor, per_channel: bool) -> torch.Tensor:
