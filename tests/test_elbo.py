@@ -276,13 +276,13 @@ def small_tensors_too(monkeypatch):
 
 
 @pytest.fixture
-def backward_calls(monkeypatch) -> list:
-    """One entry for each time that Bernoulli's gradient is computed in a backward pass."""
-    calls = []
-    run = TABLE["bernoulli_nll_backward"].run
-    object.__setattr__(TABLE["bernoulli_nll_backward"], "run", lambda *args: calls.append(1) or run(*args))
+def backward_calls(request) -> list:
+    """One entry for each time that Bernoulli's gradient, or the parameter's, is computed in a backward pass."""
+    op = TABLE[f"{getattr(request, 'param', 'bernoulli_nll')}_backward"]
+    calls, run = [], op.run
+    object.__setattr__(op, "run", lambda *args: calls.append(1) or run(*args))
     yield calls
-    object.__setattr__(TABLE["bernoulli_nll_backward"], "run", run)
+    object.__setattr__(op, "run", run)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -421,22 +421,57 @@ def test_expected_gradient_of_kl_normal(shape, dtype, upstream):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_expected_gradient_of_kl_normal_is_computed_once():
+@pytest.mark.parametrize("backward_calls", ["kl_normal"], indirect=True)
+def test_expected_gradient_of_kl_normal_is_computed_once(backward_calls):
     tensors = _divergence()
-    called = []
-    op = TABLE["kl_normal_backward"]
-    run = op.run
-    object.__setattr__(op, "run", lambda *args: called.append(1) or run(*args))
-    try:
-        kl = vaefast.kl_normal(*tensors, expected_grad=0.2).mean()
-        kl.backward(retain_graph=True)
-        assert not called
-        (3 * kl).backward()
-        assert called
-    finally:
-        object.__setattr__(op, "run", run)
+    kl = vaefast.kl_normal(*tensors, expected_grad=0.2).mean()
+    kl.backward(retain_graph=True)
+    assert not backward_calls
+    (3 * kl).backward()
+    assert backward_calls
     (once,) = torch.autograd.grad(vaefast.kl_normal(*tensors).mean(), tensors[0])
     torch.testing.assert_close(tensors[0].grad, 4 * once)
+
+
+@pytest.mark.parametrize("hint", [None, 0.2])
+def test_kl_normal_makes_what_is_wanted(hint):
+    """A constant prior's gradients are neither written nor kept."""
+    mu_q, logvar_q, mu_p, logvar_p = _divergence()
+    fixed = [mu_p[0].detach(), logvar_p[0].detach()]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        kl = vaefast.kl_normal(mu_q, logvar_q, *fixed, expected_grad=hint).mean()
+    assert kept == [350] * 4 if hint is None else kept == [350] * 4 + [5, 350, 350, 0, 0]
+    actual = torch.autograd.grad(kl, (mu_q, logvar_q))
+    plain = torch.autograd.grad(reference_kl(mu_q, logvar_q, *fixed).mean(), (mu_q, logvar_q))
+    torch.testing.assert_close(actual, plain)
+
+
+def reference_kl(mu_q, logvar_q, mu_p, logvar_p):
+    terms = logvar_p - logvar_q - 1 + (logvar_q.exp() + (mu_q - mu_p) ** 2) / logvar_p.exp()
+    return 0.5 * terms.sum(1)
+
+
+@pytest.mark.parametrize("call", [lambda t: vaefast.kl_normal(t, t, t, t, expected_grad=0.2), None])
+def test_a_gradient_that_is_changed_is_not_what_is_kept(call):
+    """retain_graph: what was written is given out as a copy."""
+    logits, x = _bernoulli()
+    loss = (vaefast.bernoulli_nll(logits, x, expected_grad=0.2) if call is None else call(logits)).mean()
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    before = first.clone()
+    first.detach().numpy()[:] *= 2
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], before)
+
+
+@pytest.mark.parametrize("wrong", ["x", [0.2], torch.tensor(0.2), True])
+def test_expected_gradient_refuses(wrong):
+    logits, x = _bernoulli()
+    for call in (
+        lambda: vaefast.bernoulli_nll(logits, x, expected_grad=wrong),
+        lambda: vaefast.kl_normal(logits, x, logits, x, expected_grad=wrong),
+    ):
+        with pytest.raises(TypeError, match="expected_grad must be None or a number, got"):
+            call()
 
 
 def test_expected_gradient_of_kl_normal_double_backward():
@@ -450,19 +485,9 @@ def test_expected_gradient_of_kl_normal_double_backward():
 
 def test_opcheck_of_kl_normal_with_gradient():
     tensors = [t.detach() for t in _divergence((3, 4))]
-    torch.library.opcheck(TABLE["kl_normal_with_gradient"].call, (torch.ones(3), *tensors, 1, -1.0, 1.0))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("batch_ndim", [1, 2])
-def test_a_reduced_likelihood_expects_its_gradient(reduction, batch_ndim, backward_calls):
-    logits, x = _bernoulli((5, 4, 7))
-    expected = getattr(vaefast.bernoulli_nll(logits, x, batch_ndim=batch_ndim), reduction)()
-    actual = nn.Bernoulli(reduction=reduction, batch_ndim=batch_ndim)(logits, x)
-    assert torch.equal(actual, expected)
-    (grad,) = torch.autograd.grad(actual, logits)
-    assert not backward_calls
-    assert torch.equal(grad, torch.autograd.grad(expected, logits)[0])
+    torch.library.opcheck(
+        TABLE["kl_normal_with_gradient"].call, (torch.ones(3), *tensors, 1, -1.0, 1.0, [True, False, True, True])
+    )
 
 
 # --- modules ---

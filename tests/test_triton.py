@@ -449,7 +449,7 @@ def test_the_gradient_of_planes_beside_the_likelihood(name, shapes, params):
     tail = (mask((3, 150)), 1, *params)
     grad, wanted = torch.linspace(-1, 2, 3), [True, False]
     forward, backward, together = (TABLE[f"{name}_{part}"] for part in ("forward", "backward", "with_gradient"))
-    nll, written, _ = together(grad, *tensors, *tail, wanted)
+    written, _, nll = together(grad, *tensors, *tail, wanted)
     assert torch.equal(nll, forward(*tensors, *tail))
     assert torch.equal(written, backward(grad, *tensors, *tail, wanted)[0])
 

@@ -128,9 +128,14 @@ def launches():
     record("rsample_log_ratio", True, lambda: gradients(vaefast.rsample_log_ratio(a, b, 8, seed=1), (a, b)))
     record("normal_rsample", True, lambda: gradients([normal_rsample(a, b)], (a, b)))
     record("normal_kl", True, lambda: gradients([normal_kl(a, b, c, d)], (a, b, c, d)))
+    all_four = [True] * 4
     hinted = TABLE["bernoulli_nll_with_gradient"]
     record("with_gradient", True, lambda: hinted(torch.empty(len(a)), a, b, None, 1, 1.0, [True, False]))
-    record("with_gradient", True, lambda: TABLE["kl_normal_with_gradient"](torch.empty(len(a)), a, b, c, d, 1, -1, 1))
+    record(
+        "with_gradient",
+        True,
+        lambda: TABLE["kl_normal_with_gradient"](torch.empty(len(a)), a, b, c, d, 1, -1, 1, all_four),
+    )
 
     for parameters, data, weight in [*TYPES, (torch.float64, torch.uint8, None)]:
         logits, mixture, one = (

@@ -30,12 +30,12 @@ VF_FN Pair<V> pair(V first, V second) {
   VF_FN auto operator op(A a, Pair<B> b) {                 \
     return pair(a op b.first, a op b.second);              \
   }
+// clang-format off
 #define VAEFAST_CHANGE(op)                     \
   template <class A, class B>                  \
   VF_FN void operator op##=(Pair<A>& a, B b) { \
     a = a op b;                                \
   }
-// clang-format off
 VAEFAST_BOTH(+) VAEFAST_BOTH(-) VAEFAST_BOTH(*) VAEFAST_BOTH(/) VAEFAST_BOTH(&) VAEFAST_BOTH(|) VAEFAST_BOTH(^)
 VAEFAST_BOTH(<<) VAEFAST_BOTH(>>) VAEFAST_BOTH(<) VAEFAST_BOTH(>) VAEFAST_BOTH(<=) VAEFAST_BOTH(>=) VAEFAST_BOTH(==)
 VAEFAST_BOTH(!=)

@@ -26,7 +26,7 @@ constexpr int kTile = 1024;
 constexpr int kPlanesTile = 16384;  // numbers in a tile of stacks, those read and those written
 constexpr int kRound = 16;          // to which tiles of stacks are cut: alike for every instruction set
 constexpr std::align_val_t kCacheLine{64};
-constexpr int64_t kCached = 1 << 21;   // bytes of which a second-level cache keeps the later ones at best
+constexpr int64_t kCached = 1 << 21;  // a walk that touches more bytes finds its first outputs evicted
 constexpr int64_t kParallel = 32768;  // elements below which starting threads costs more than it gains
 
 struct Tile {
@@ -218,6 +218,7 @@ class Runner {
  public:
   explicit Runner(const Walk& walk) : walk_(walk) {
     for (int i = 0; i < D::params; ++i) params_[i] = static_cast<C>(walk.params[i]);
+    streams_ = D::later && walk.rows * walk.cols * (D::inputs + D::outputs) * int64_t{sizeof(C)} > kCached;
     if (D::noise) seed_ = walk.seed[0], offset_ = walk.seed[1];
     if constexpr (D::planes) {
       for (int i = 0; i < D::inputs; ++i) stack_ += walk.inputs[i].planes * (D::outputs ? 2 : 1);
@@ -346,30 +347,28 @@ class Runner {
       for (int i = 0; i < D::outputs; ++i) put(i, out[i] + at, y[i]);
       for (int i = 0; i < kTerms; ++i) store(sum_buffer[i] + at, s[i]);
     };
-    bool past[kAtLeast1<D::outputs>];  // the caches
-    for (int i = 0; i < D::outputs; ++i) past[i] = goes_past(out[i], out_buffer[i]);
+    [[maybe_unused]] bool streams[kAtLeast1<D::outputs>];  // whole aligned vectors, to the tensor itself
+    for (int i = 0; i < D::outputs; ++i)
+      streams[i] = streams_ && out[i] != out_buffer[i] && reinterpret_cast<uintptr_t>(out[i]) % kBytes == 0;
     int at = 0;
     for (; at + kLanes <= size; at += kLanes)
       step(
           at, [](const C* from) { return load<V>(from); },
-          [&](int i, C* to, V v) { D::later && past[i] ? stream(to, v) : store(to, v); });
+          [&]([[maybe_unused]] int i, C* to, V v) {
+            if constexpr (D::later)
+              if (streams[i]) return stream(to, v);
+            store(to, v);
+          });
     if (int rest = size - at)
       step(
           at, [rest](const C* from) { return load_some<V>(from, rest); },
           [rest](int, C* to, V v) { store_some(to, v, rest); });
-    if (D::later) streamed();
+    if (streams_) streamed();
 
     for (int i = 0; i < D::outputs; ++i)
       if (out[i] == out_buffer[i] && walk_.outputs[i].data) write(walk_.outputs[i], tile, out_buffer[i]);
     const C* logs = D::log1p && as_product ? sum_buffer[D::log1p] : nullptr;
     for (int i = 0; i < D::row_outputs; ++i) add_up(i, tile, sum_buffer[i], partial, logs);
-  }
-
-  // Whether an output of the tile is streamed: what is read much later, of more data than stays in the cache.
-  bool goes_past(const C* out, const C* buffer) const {
-    constexpr int64_t bytes = (D::inputs + D::outputs) * sizeof(C);
-    return D::later && out != buffer && reinterpret_cast<uintptr_t>(out) % kBytes == 0 &&
-           walk_.rows * walk_.cols * bytes > kCached;
   }
 
   void spread_row(int i, const Tile& tile, C* to) const {
@@ -394,10 +393,9 @@ class Runner {
     }
   }
 
-  // The planes where they lie, if whole vectors can be read and written there, else in the scratch. A density that
-  // works long on each element gets them there too: as many lines of memory that share a cache set would not stay.
+  // The planes where they lie, if whole vectors can be read and written there, else in the scratch.
   Stack<V> place_planes(const Elements& e, int64_t planes, const Tile& tile, C*& scratch) const {
-    if (!D::scratch && tile.size() % kLanes == 0) {
+    if (!D::staged && tile.size() % kLanes == 0) {
       C* here = place(e, tile, scratch);
       if (here != scratch) return {here, e.plane_stride, planes, true};
     }
@@ -438,7 +436,7 @@ class Runner {
         row[i] = load<V>(row_buffer[i] + at);
         if (walk_.weight.data) row[i] = weighed(row[i], weight);
       }
-      if constexpr (!D::scratch) {
+      if constexpr (!D::staged) {
         for (int i = 0; i < D::inputs; ++i)
           if (in[i].planes > 1) in[i].template prefetch_next<0>();
         for (int i = 0; i < D::outputs; ++i)
@@ -459,6 +457,7 @@ class Runner {
   const Walk& walk_;
   C params_[kAtLeast1<D::params>];
   uint64_t seed_ = 0, offset_ = 0;
+  bool streams_;                       // outputs go past the caches
   int64_t stack_ = D::planes ? 0 : 1;  // numbers per element, of all inputs and outputs
   // of staged planes; the pitch is no power of 2, or they would share cache sets
   int planes_tile_ = 0, pitch_ = 0;

@@ -27,6 +27,8 @@ template <int Inputs, int RowInputs, int Outputs, int RowOutputs, int Params, bo
 struct PlanesDensity : Density<Inputs, RowInputs, Outputs, RowOutputs, false, Params> {
   static_assert(Outputs <= Inputs);
   static constexpr bool planes = true, scratch = Scratch;
+  // Works so long on an element that a CPU would lose the lines of its planes, which may share a cache set: copy them.
+  static constexpr bool staged = Scratch;
 };
 
 // What a density maps, for T = float, double or a vector of either.

@@ -97,8 +97,7 @@ class Likelihood(torch.nn.Module):
     """-log p(x | parameters), in nats; the formula is that of the function of the class's row.
 
     Args:
-        reduction: "none" for a value per sample, "mean" or "sum" over the batch; the function is then told what
-            gradient its values will get, so that on CPUs it writes its own in the forward pass where it can.
+        reduction: "none" for a value per sample, "mean" or "sum" over the batch.
         batch_ndim, validate: as for the function.
         options: parameters that are fixed rather than decoded, such as `Gaussian(logvar=0.0)`, and what else the
             function takes by name.
@@ -129,9 +128,6 @@ class Likelihood(torch.nn.Module):
         first, *others = self._complete(parameters)
         options = {"weight": weight, "batch_ndim": self.batch_ndim, "validate": self.validate, **self.options}
         if self._hints:
-            if expected_grad is None and self.reduction != "none" and isinstance(first, torch.Tensor):
-                samples = math.prod(first.shape[: self.batch_ndim])
-                expected_grad = 1.0 if self.reduction == "sum" else 1.0 / max(samples, 1)
             options["expected_grad"] = expected_grad
         nll = self.function(first, x, *others, **options)
         return nll if self.reduction == "none" else getattr(nll, self.reduction)()

@@ -118,7 +118,14 @@ def empty_rows(like: torch.Tensor, batch_ndim: int) -> torch.Tensor:
 
 
 def define_rows(
-    name: str, tensors: str, *, like: str = "", row_outputs: int = 0, params: tuple[str, ...] = (), reference: Callable
+    name: str,
+    tensors: str,
+    *,
+    like: str = "",
+    row_outputs: int = 0,
+    params: tuple[str, ...] = (),
+    wanted: bool = False,
+    reference: Callable,
 ) -> Op:
     """Define an op that is one density on the `rows` walk.
 
@@ -128,7 +135,8 @@ def define_rows(
         like: for each elementwise output, the input whose shape and dtype it has.
         row_outputs: how many per-row sums come after them, float32 (float64 for float64 inputs).
         params: floats that come after the tensors and, where there is anything per row, after `int batch_ndim`.
-        reference: called with the op's arguments, `seed` replaced by the noise itself.
+        wanted: the op takes `bool[] wanted` last, and an elementwise output that is not is a tensor of no elements.
+        reference: called with the op's arguments but `wanted`, `seed` replaced by the noise itself.
     """
     kinds = ["row" if t.startswith("row:") else "seed" if t == "seed" else "element" for t in tensors.split()]
     names = [t.removeprefix("row:") for t in tensors.split()]
@@ -136,45 +144,55 @@ def define_rows(
     rows = [n for n, kind in zip(names, kinds, strict=True) if kind == "row"]
     seed = kinds.index("seed") if "seed" in kinds else None
     first = names.index(elements[0])
-    outputs = {f"out{i}": f"empty_like({n})" for i, n in enumerate(like.split())}
+    asked = " if wanted[{}] else None" if wanted else ""
+    outputs = {f"out{i}": f"empty_like({n})" + asked.format(i) for i, n in enumerate(like.split())}
     sums = {f"sum{i}": f"empty_rows({elements[0]}, batch_ndim)" for i in range(row_outputs)}
     by_row = bool(rows or sums)
     fused = function(
-        f"fused(walk, {', '.join([*names, *['batch_ndim'] * by_row, *params])})",
+        f"fused(walk, {', '.join([*names, *['batch_ndim'] * by_row, *params, *['wanted'] * wanted])})",
         [f"{name} = {value}" for name, value in {**outputs, **sums}.items()],
         f"walk({name!r}, {'batch_ndim' if by_row else 1}, {tuple_of(elements)}, {tuple_of(rows)}, {tuple_of(outputs)},"
         f" {tuple_of(sums)}, {'seed' if seed is not None else None}, {tuple_of(params)})",
+        [f"{out} = {names[0]}.new_empty(0) if {out} is None else {out}" for out in outputs if wanted],
         f"return {', '.join([*outputs, *sums])}",
     )
 
-    def with_noise(*args):
+    def of_arguments(*args):
+        if wanted:
+            *args, want = args
+            want = [*want, *[True] * len(sums)]
+            return tuple([out if w else out.new_empty(0) for out, w in zip(reference(*args), want, strict=True)])
         if seed is None:
             return reference(*args)
         eps = standard_normal(args[seed], args[first].shape, compute_dtype(args[first].dtype))
         return reference(*args[:seed], eps, *args[seed + 1 :])
 
     arguments = [f"Tensor {n}" for n in names] + ["int batch_ndim"] * by_row + [f"float {p}" for p in params]
+    arguments += ["bool[] wanted"] * wanted
     returns = ", ".join(["Tensor"] * (len(outputs) + len(sums)))
     returns = f"({returns})" if "," in returns else returns
-    return define(f"{name}({', '.join(arguments)}) -> {returns}", reference=with_noise, fused=fused)
+    return define(f"{name}({', '.join(arguments)}) -> {returns}", reference=of_arguments, fused=fused)
 
 
 def differentiable(
-    name: str, forward: Op, backward: Op, saved: int, results: bool = False
+    name: str, forward: Op, backward: Op, saved: int, *, results: bool = False, with_gradient: Op | None = None
 ) -> type[torch.autograd.Function]:
     """The autograd.Function of an op.
 
     Args:
         backward: called with (*output grads, *saved arguments, *constants); returns the gradients of the leading
             arguments of `forward`, whose tensors come before its constants. A backward that is itself to be
-            differentiated (create_graph=True) runs the backward op's reference, which is plain PyTorch.
-        saved: how many of the leading arguments, tensors all, the backward needs.
+            differentiated (create_graph=True) runs the backward op's reference, which is plain PyTorch. Where its last
+            argument is `wanted`, it is told which gradients are, and the Function has an argument more, in front:
+            `expected_grad`, as `hint` gives it.
+        saved: how many of the leading arguments, tensors all (or None), the backward needs.
         results: it needs what forward returned, after those.
+        with_gradient: called as backward with a gradient that is expected; returns (*gradients, forward's result).
     """
-
-    tensors = sum(a.type.kind() == "TensorType" for a in forward.call._schema.arguments)
-    several = backward.outputs > 1
-    nones = [None] * (len(forward.call._schema.arguments) - backward.outputs)
+    arguments = forward.call._schema.arguments
+    tensors = sum("Tensor" in str(a.type) for a in arguments)
+    several, past = backward.outputs > 1, 1 + backward.outputs
+    nones = [None] * (len(arguments) - backward.outputs)
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -192,34 +210,60 @@ def differentiable(
             result = backward.for_grads(*grads)(*grads, *ctx.saved_tensors, *ctx.constants)
             return (*result, *nones) if several else (result, *nones)
 
-    Function.__name__ = Function.__qualname__ = name
-    return Function
+    class Hinted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, expected_grad, *args):
+            ctx.constants = args[tensors:]
+            if expected_grad is None:
+                ctx.save_for_backward(*args[:saved])
+                return forward(*args)
+            expected = empty_rows(args[0], ctx.constants[0]).fill_(expected_grad)
+            *grads, result = with_gradient(expected, *args, list(ctx.needs_input_grad[1:past]))
+            ctx.save_for_backward(*args[:saved], expected, *grads)
+            return result
+
+        @staticmethod
+        def backward(ctx, grad):
+            wanted = list(ctx.needs_input_grad[1:past])
+            kept = ctx.saved_tensors
+            inputs, written = kept[:saved], kept[saved:]
+            run = backward.for_grads(grad)
+            if written and run is backward and torch.equal(grad, written[0]):
+                grads = written[1:]
+                if not _released(ctx):  # they are wanted once more, whatever is done to these
+                    grads = [g.clone() for g in grads]
+            else:
+                grads = run(grad, *inputs, *ctx.constants, wanted)
+            return None, *[g if want else None for g, want in zip(grads, wanted, strict=True)], *nones
+
+    chosen = Hinted if backward.call._schema.arguments[-1].name == "wanted" else Function
+    chosen.__name__ = chosen.__qualname__ = name
+    return chosen
+
+
+def _released(ctx) -> bool:
+    """Let go what was saved, so that a leaf takes its gradient uncopied; False with retain_graph, which keeps it."""
+    ctx.maybe_clear_saved_tensors()
+    try:
+        return ctx._raw_saved_tensors is None
+    except RuntimeError:
+        return True
 
 
 WORTH = 32768  # elements below which a second pass costs less than what it takes to write a gradient in the first
 
 
-def writes_gradient(tensors) -> bool:
-    """Whether a forward pass shall write the gradients of its inputs for the one that it is told to expect: whether
-    that one came after all must be looked at in the backward pass, which would wait for a GPU."""
-    first = tensors[0]
-    if first.device.type != "cpu" or first.numel() < WORTH or not unobserved(first):
-        return False
-    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
-
-
-def expected_rows(like: torch.Tensor, batch_ndim: int, value: float) -> torch.Tensor:
-    """The gradient of a number per row that is expected to come back."""
-    return empty_rows(like, batch_ndim).fill_(value)
-
-
-def written(ctx, saved, first: int, grad, backward: Op) -> tuple[torch.Tensor, ...] | None:
-    """What the forward pass wrote, where it saved (…, the gradient that it expected, gradients…), the expected one at
-    index `first`, and that one came; else None."""
-    if len(saved) == first or backward.for_grads(grad) is not backward or not torch.equal(grad, saved[first]):
+def hint(expected_grad: float | None, tensors) -> float | None:
+    """`expected_grad` where the forward pass shall write the gradients that it makes, else None: the backward pass must
+    look whether that gradient came after all, which would wait for a GPU, and which compilers do not see."""
+    if expected_grad is None or is_compiling():
         return None
-    ctx.maybe_clear_saved_tensors()  # unless retain_graph; a leaf then takes its gradient, uncopied
-    return saved[first + 1 :]
+    if not isinstance(expected_grad, (int, float)) or isinstance(expected_grad, bool):
+        raise TypeError(f"expected_grad must be None or a number, got {type(expected_grad).__name__}")
+    first = tensors[0]
+    if first.device.type != "cpu" or not unobserved(first) or first.numel() < WORTH:
+        return None
+    return expected_grad if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]) else None
 
 
 def transformed() -> bool:

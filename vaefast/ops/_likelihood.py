@@ -9,15 +9,7 @@ from collections.abc import Callable
 import torch
 
 from vaefast.ops import _checks
-from vaefast.ops._define import (
-    define,
-    expected_rows,
-    function,
-    transformed,
-    tuple_of,
-    writes_gradient,
-    written,
-)
+from vaefast.ops._define import define, differentiable, function, hint, transformed, tuple_of
 from vaefast.reference.gaussian import compute_dtype
 
 
@@ -98,7 +90,9 @@ class Likelihood:
                 reference=self._reference_with_gradient,
                 fused=self._fused("with_gradient"),
             )
-        self.function = self._function()
+        self.function = differentiable(
+            name, self.forward, self.backward, self.count + 1, with_gradient=self.with_gradient
+        )
 
     def _reference_forward(self, *args):
         tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
@@ -128,7 +122,7 @@ class Likelihood:
             return tuple([next(grads) if want else t.new_empty(0) for t, want in zip(tensors, wanted, strict=True)])
 
     def _reference_with_gradient(self, grad_nll, *args):
-        return self._reference_forward(*args[:-1]), *self._reference_backward(grad_nll, *args)
+        return *self._reference_backward(grad_nll, *args), self._reference_forward(*args[:-1])
 
     def _fused(self, density: str) -> Callable:
         """The fused body of the op, from its text; of "forward", or one of those that are told the gradient per sample
@@ -155,7 +149,7 @@ class Likelihood:
             f"{head}, (grad_nll,), {outputs}, {tuple_of(sums)}, None, {params}, weight)",
             [f"{g} = {n}.new_empty(0) if {g} is None else {g}" for n, g in grads.items()],
             [] if all(self.in_density) else unwritten,
-            f"return {', '.join([*sums, *grads.values()])}",
+            f"return {', '.join([*grads.values(), *sums])}",
             rest=self._fill_rest,
         )
 
@@ -167,36 +161,6 @@ class Likelihood:
                 exact = self._reference_backward(grad_nll, *args, rest)
             for i in itertools.compress(range(self.count), rest):
                 grads[i].copy_(exact[i])
-
-    def _function(self) -> type[torch.autograd.Function]:
-        likelihood = self
-        first = self.count + 1  # the first argument after the tensors and the weight
-
-        class Function(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, expected_grad, *args):
-                inputs, ctx.constants = args[:first], args[first:]
-                if expected_grad is None:
-                    ctx.save_for_backward(*inputs)
-                    return likelihood.forward(*args)
-                expected = expected_rows(args[0], ctx.constants[0], expected_grad)
-                nll, *grads = likelihood.with_gradient(expected, *args, list(ctx.needs_input_grad[1:first]))
-                ctx.save_for_backward(*inputs, expected, *grads)
-                return nll
-
-            @staticmethod
-            def backward(ctx, grad_nll):
-                wanted = list(ctx.needs_input_grad[1:first])
-                saved = ctx.saved_tensors
-                grads = written(ctx, saved, first, grad_nll, likelihood.backward)
-                if grads is None:
-                    backward = likelihood.backward.for_grads(grad_nll)
-                    grads = backward(grad_nll, *saved[:first], *ctx.constants, wanted)
-                result = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
-                return None, *result, *[None] * (1 + len(ctx.constants))
-
-        Function.__name__ = Function.__qualname__ = self.name
-        return Function
 
     def __call__(
         self,
@@ -241,9 +205,7 @@ class Likelihood:
                 raise ValueError(f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})")
         if transformed():
             return self._reference_forward(*tensors, weight, batch_ndim, *params)
-        if expected_grad is not None and (self.with_gradient is None or not writes_gradient(tensors)):
-            expected_grad = None
-        return self.function.apply(expected_grad, *tensors, weight, batch_ndim, *params)
+        return self.function.apply(hint(expected_grad, tensors), *tensors, weight, batch_ndim, *params)
 
     def _broadcast(self, named, weight):
         """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""

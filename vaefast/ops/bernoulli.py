@@ -38,7 +38,8 @@ def bernoulli_nll(
         validate: check x (this waits for the device).
         expected_grad: the gradient per sample that the backward pass will bring, 1 / B where the mean over the batch
             is minimised. The gradient of logits is then written in the forward pass, which saves a pass on CPUs. A
-            hint: any other gradient gives the right result too, at the price of having written one in vain.
+            hint: any other gradient gives the right result too, at the price of having written one in vain, and it is
+            memory that is kept until then. Tensors of less than 32,768 elements take no notice.
 
     Returns:
         nll of shape [*batch], summed in and returned as float32 (float64 for float64 logits). Logits of ±1e4 and ±inf

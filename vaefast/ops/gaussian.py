@@ -12,17 +12,7 @@ import torch
 
 from vaefast._layout import halves
 from vaefast.ops import _checks, ranks
-from vaefast.ops._define import (
-    define,
-    define_rows,
-    differentiable,
-    empty_like,
-    empty_rows,
-    expected_rows,
-    transformed,
-    writes_gradient,
-    written,
-)
+from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, hint, transformed
 from vaefast.ops._likelihood import Likelihood, parameter, unit_scale
 from vaefast.ops.noise import seed_for, standard_normal_op
 from vaefast.reference import gaussian as reference
@@ -68,6 +58,7 @@ _kl_normal_backward = define_rows(
     "row:grad_kl mu_q logvar_q mu_p logvar_p",
     like="mu_q logvar_q mu_p logvar_p",
     params=_BOUNDS,
+    wanted=True,
     reference=reference.kl_normal_backward,
 )
 _kl_normal_with_gradient = define_rows(
@@ -76,6 +67,7 @@ _kl_normal_with_gradient = define_rows(
     like="mu_q logvar_q mu_p logvar_p",
     row_outputs=1,
     params=_BOUNDS,
+    wanted=True,
     reference=reference.kl_normal_with_gradient,
 )
 
@@ -144,29 +136,9 @@ RsampleKLMoments = differentiable(
 KLStandardNormal = differentiable(
     "KLStandardNormal", _kl_standard_normal_forward, _kl_standard_normal_backward, saved=2
 )
-
-
-class KLNormal(torch.autograd.Function):
-    """Not `differentiable(...)`: its forward pass may write the gradients."""
-
-    @staticmethod
-    def forward(ctx, expected_grad, *args):
-        inputs, ctx.constants = args[:4], args[4:]
-        if expected_grad is None:
-            ctx.save_for_backward(*inputs)
-            return _kl_normal_forward(*args)
-        expected = expected_rows(args[0], ctx.constants[0], expected_grad)
-        *grads, kl = _kl_normal_with_gradient(expected, *args)
-        ctx.save_for_backward(*inputs, expected, *grads)
-        return kl
-
-    @staticmethod
-    def backward(ctx, grad_kl):
-        saved = ctx.saved_tensors
-        grads = written(ctx, saved, 4, grad_kl, _kl_normal_backward)
-        if grads is None:
-            grads = _kl_normal_backward.for_grads(grad_kl)(grad_kl, *saved[:4], *ctx.constants)
-        return None, *grads, None, None, None
+KLNormal = differentiable(
+    "KLNormal", _kl_normal_forward, _kl_normal_backward, saved=4, with_gradient=_kl_normal_with_gradient
+)
 
 
 def _pair(mu, logvar, batch_ndim, logvar_bounds, names=("mu", "logvar")):
@@ -309,9 +281,7 @@ def kl_normal(
     if transformed():
         return reference.kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
     tensors = mu_q, logvar_q, mu_p, logvar_p
-    if expected_grad is not None and not writes_gradient(tensors):
-        expected_grad = None
-    return KLNormal.apply(expected_grad, *tensors, batch_ndim, lo, hi)
+    return KLNormal.apply(hint(expected_grad, tensors), *tensors, batch_ndim, lo, hi)
 
 
 _FINITE = ("finite", torch.isfinite)
