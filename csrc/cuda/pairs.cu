@@ -48,15 +48,16 @@ VF_FN double exp_fast(double x) { return exp_only(x); }
 template <class D>
 struct Sizes {
   int64_t rows, cols, dims, row_padded, col_padded;
-  int64_t value, weight;                     // where those lie in the packed sides, in numbers of a point
-  int64_t row_slots, col_slots;              // sums of a point
-  int64_t row_parts, col_parts;              // of what streams past
+  int64_t value, weight;         // where those lie in the packed sides, in numbers of a point
+  int64_t row_slots, col_slots;  // sums of a point
+  int64_t row_parts, col_parts;  // of what streams past
   int64_t row_size, col_size, row_sums, col_sums;
 
   VF_FN static int64_t padded(int64_t n) { return (n + kOwn - 1) / kOwn * kOwn; }
   VF_FN static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
   VF_FN static int64_t parts(int64_t owned, int64_t streamed, int64_t most) {
-    const int64_t n = least(least(kBlocks * kOwn / (owned > kOwn ? owned : kOwn), most), (streamed + kStream - 1) / kStream);
+    const int64_t n =
+        least(least(kBlocks * kOwn / (owned > kOwn ? owned : kOwn), most), (streamed + kStream - 1) / kStream);
     return n > 1 ? n : 1;
   }
 
@@ -66,7 +67,8 @@ struct Sizes {
     row_size = (p.backward ? value + 2 : dims) * row_padded, col_size = (weight + 1) * col_padded;
     row_slots = p.backward ? dims + !D::logarithm : 1 + (D::dimensions ? dims : 0);
     col_slots = (1 + D::scaled + D::dimensions) * dims + 1;
-    row_parts = parts(row_padded, cols, p.backward ? kMostParts : kBlocks), col_parts = parts(col_padded, rows, kMostParts);
+    row_parts = parts(row_padded, cols, p.backward ? kMostParts : kBlocks),
+    col_parts = parts(col_padded, rows, kMostParts);
     row_sums = row_parts * row_slots * row_padded, col_sums = p.backward ? col_parts * col_slots * col_padded : 0;
   }
   int64_t scratch() const { return row_size + col_size + row_sums + col_sums; }
@@ -376,7 +378,7 @@ int64_t scratch(const Pairs& pairs) {
   return Sizes<D>(pairs).scratch();
 }
 
-#define VAEFAST_ENTRY(name, D)                                       \
+#define VAEFAST_ENTRY(name, D)                                  \
   {name "_forward", run<D, float>, run<D, double>, scratch<D>}, \
       {name "_backward", run<D, float>, run<D, double>, scratch<D>},
 constexpr Entry kEntries[] = {VAEFAST_PAIR_DENSITIES(VAEFAST_ENTRY)};
