@@ -2,9 +2,9 @@
 //
 // The draw is cut into packs of consecutive elements: 16 bytes of a tensor, 4 elements at least, hence one Philox block
 // or two. A group of 1, 2, 4 ... 1024 threads owns a row, or a piece of a long one, and each of its threads maps a pack
-// or two. Where a row begins inside a pack, two rows share the pack and each masks the other's elements. Sums go through
-// shuffles and shared memory in one fixed order; the pieces of a long row are added up by a second kernel. Nothing
-// depends on the device or on the order of the blocks.
+// or two. Where a row begins inside a pack, two rows share the pack and each masks the other's elements. Sums go
+// through shuffles and shared memory in one fixed order; the pieces of a long row are added up by a second kernel.
+// Nothing depends on the device or on the order of the blocks.
 //
 // Tensors of one type whose packs are aligned take `map_packs`, all of a thread's loads in flight before the first is
 // used; any other strides, types and weights take `map_elements`. Elements that are stacks of planes take `map_planes`.
@@ -272,23 +272,37 @@ __global__ void __launch_bounds__(kThreads<S>) map_packs(const Task<D, Compute<S
 template <class C>
 __device__ __forceinline__ C read(const Elements& e, int64_t at) {
   switch (e.dtype) {
-    case DType::float32: return static_cast<const float*>(e.data)[at];
-    case DType::float64: return static_cast<const double*>(e.data)[at];
-    case DType::float16: return static_cast<float>(static_cast<const __half*>(e.data)[at]);
-    case DType::bfloat16: return static_cast<float>(static_cast<const __nv_bfloat16*>(e.data)[at]);
-    case DType::int32: return static_cast<const int32_t*>(e.data)[at];
-    case DType::int64: return static_cast<const int64_t*>(e.data)[at];
-    default: return static_cast<const uint8_t*>(e.data)[at];
+    case DType::float32:
+      return static_cast<const float*>(e.data)[at];
+    case DType::float64:
+      return static_cast<const double*>(e.data)[at];
+    case DType::float16:
+      return static_cast<float>(static_cast<const __half*>(e.data)[at]);
+    case DType::bfloat16:
+      return static_cast<float>(static_cast<const __nv_bfloat16*>(e.data)[at]);
+    case DType::int32:
+      return static_cast<const int32_t*>(e.data)[at];
+    case DType::int64:
+      return static_cast<const int64_t*>(e.data)[at];
+    default:
+      return static_cast<const uint8_t*>(e.data)[at];
   }
 }
 
 template <class C>
 __device__ __forceinline__ void write(const Elements& e, int64_t at, C value) {
   switch (e.dtype) {
-    case DType::float32: static_cast<float*>(e.data)[at] = value; break;
-    case DType::float64: static_cast<double*>(e.data)[at] = value; break;
-    case DType::float16: static_cast<__half*>(e.data)[at] = static_cast<__half>(static_cast<float>(value)); break;
-    default: static_cast<__nv_bfloat16*>(e.data)[at] = static_cast<__nv_bfloat16>(static_cast<float>(value));
+    case DType::float32:
+      static_cast<float*>(e.data)[at] = value;
+      break;
+    case DType::float64:
+      static_cast<double*>(e.data)[at] = value;
+      break;
+    case DType::float16:
+      static_cast<__half*>(e.data)[at] = static_cast<__half>(static_cast<float>(value));
+      break;
+    default:
+      static_cast<__nv_bfloat16*>(e.data)[at] = static_cast<__nv_bfloat16>(static_cast<float>(value));
   }
 }
 
@@ -508,11 +522,16 @@ void run_density(const Walk& walk, cudaStream_t stream) {
     return walk.wide ? run_planes<D, double>(walk, stream) : run_planes<D, float>(walk, stream);
   } else {
     switch ((D::inputs ? walk.inputs : walk.outputs)[0].dtype) {
-      case DType::float32: return run<D, float>(walk, stream);
-      case DType::float64: return run<D, double>(walk, stream);
-      case DType::float16: return run<D, __half>(walk, stream);
-      case DType::bfloat16: return run<D, __nv_bfloat16>(walk, stream);
-      default: throw std::runtime_error("the first tensor of a walk must be floating-point");
+      case DType::float32:
+        return run<D, float>(walk, stream);
+      case DType::float64:
+        return run<D, double>(walk, stream);
+      case DType::float16:
+        return run<D, __half>(walk, stream);
+      case DType::bfloat16:
+        return run<D, __nv_bfloat16>(walk, stream);
+      default:
+        throw std::runtime_error("the first tensor of a walk must be floating-point");
     }
   }
 }
@@ -533,9 +552,12 @@ int64_t pieces(const char* density, const Walk& walk) {
   const Entry* entry = find(kEntries, density);
   if (entry != nullptr && entry->planes) return cut_planes(walk.cols).pieces;
   switch (walk.inputs[0].dtype) {
-    case DType::float32: return cut<float>(walk.rows, walk.cols, true).pieces;
-    case DType::float64: return cut<double>(walk.rows, walk.cols, true).pieces;
-    default: return cut<__half>(walk.rows, walk.cols, true).pieces;
+    case DType::float32:
+      return cut<float>(walk.rows, walk.cols, true).pieces;
+    case DType::float64:
+      return cut<double>(walk.rows, walk.cols, true).pieces;
+    default:
+      return cut<__half>(walk.rows, walk.cols, true).pieces;
   }
 }
 
