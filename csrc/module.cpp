@@ -78,7 +78,7 @@ const InstructionSet* chosen = nullptr;
 
 // Tensors are read through their Python attributes; vaefast/_extension.py hands these over when it loads the module.
 struct Torch {
-  PyObject *is_contiguous, *data_ptr, *dtype, *shape, *readable;
+  PyObject *is_contiguous, *is_neg, *data_ptr, *dtype, *shape, *readable, *plain;
   PyObject* dtypes[kDTypes];  // in the order of DType
 } torch_;
 
@@ -116,6 +116,19 @@ int64_t product(PyObject* shape, int64_t from, int64_t to) {
 }
 
 bool is_contiguous(PyObject* tensor) { return method(tensor, torch_.is_contiguous).ptr() == Py_True; }
+
+// Whether its memory holds its values: not those of a negative that PyTorch has put off, nor of zeros without memory.
+bool is_plain(PyObject* tensor, const void* data) {
+  return data != nullptr && method(tensor, torch_.is_neg).ptr() != Py_True;
+}
+
+// Where a tensor that is read has its values; `keep` holds what had to be made for it.
+void* read_pointer(PyObject* tensor, std::vector<py::object>& keep) {
+  void* data = pointer(tensor);
+  if (is_plain(tensor, data)) return data;
+  keep.push_back(py::reinterpret_borrow<py::object>(torch_.plain)(py::handle(tensor)));
+  return pointer(keep.back().ptr());
+}
 
 // A call of a walk, as Python makes it: the walk itself, and what must live until it has run.
 struct Call {
@@ -187,7 +200,7 @@ struct Call {
         offset = integer(PyTuple_GET_ITEM(argument, 2)) * segment * kSizes[static_cast<int>(to->dtype)];
       }
     }
-    to->data = static_cast<char*>(pointer(tensor)) + offset;
+    to->data = static_cast<char*>(read_pointer(tensor, keep)) + offset;
   }
 
   // Python finds the layout of what is not contiguous, or copies; returns the tensor to read.
@@ -217,7 +230,7 @@ struct Call {
         keep.push_back(tensor.attr("contiguous")());
         tensor = keep.back();
       }
-      to[i] = {pointer(tensor.ptr()), 1};
+      to[i] = {read_pointer(tensor.ptr(), keep), 1};
     }
   }
 };
@@ -226,6 +239,7 @@ struct Call {
 struct PairsCall {
   Pairs pairs{};
   std::vector<double> scales;
+  std::vector<py::object> keep;
   py::object scratch;
 
   PairsCall(const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers,
@@ -234,7 +248,7 @@ struct PairsCall {
     if (tensors.size() != 12) throw py::value_error("the pairs walk takes 12 tensors");
     for (int i = 0; i < 12; ++i) {
       PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
-      if (tensor != Py_None) data[i] = pointer(tensor);
+      if (tensor != Py_None) data[i] = read_pointer(tensor, keep);
     }
     pairs.points = data[0], pairs.centres = data[1], pairs.logvar = data[2], pairs.log_weights = data[3];
     pairs.value = data[4], pairs.values = data[5], pairs.grad_value = data[6], pairs.grad_values = data[7];
@@ -313,12 +327,14 @@ PYBIND11_MODULE(_C, m) {
     }
   m.attr("instruction_sets") = py::tuple(names);  // those that this machine runs, best first
 
-  m.def("attach", [](const py::tuple& dtypes, const py::object& readable) {
+  m.def("attach", [](const py::tuple& dtypes, const py::object& readable, const py::object& plain) {
     torch_ = {PyUnicode_InternFromString("is_contiguous"),
+              PyUnicode_InternFromString("is_neg"),
               PyUnicode_InternFromString("data_ptr"),
               PyUnicode_InternFromString("dtype"),
               PyUnicode_InternFromString("shape"),
               readable.inc_ref().ptr(),
+              plain.inc_ref().ptr(),
               {}};
     for (int i = 0; i < kDTypes; ++i) torch_.dtypes[i] = py::object(dtypes[i]).inc_ref().ptr();
   });

@@ -150,3 +150,32 @@ def test_export():
     moments = torch.randn(9, 6)
     for a, b in zip(program.module()(moments, seed_tensor(2)), Latent()(moments, seed_tensor(2)), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: vaefast.bernoulli_nll(x, torch.zeros(2, 3)).sum(),
+        lambda x: vaefast.kl_standard_normal(x, 0.5 * x).sum(),
+        lambda x: sum(t.sum() for t in vaefast.rsample_kl(x, 0.5 * x, seed=1)),
+    ],
+    ids=["likelihood", "kl", "sample"],
+)
+def test_a_transform_inside(function):
+    x = torch.ones(2, 3)
+    for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1]):
+        torch._dynamo.reset()
+        compiled = torch.compile(transform(function), fullgraph=True, backend="aot_eager")
+        _close(compiled(x), transform(function)(x))
+
+
+def test_one_tensor_twice():
+    x, zero = torch.randn(2, 3).requires_grad_(), torch.zeros(2, 3)
+    for call in (
+        lambda: vaefast.kl_normal(x, 2 * x, zero, zero),
+        lambda: vaefast.kl_standard_normal(x, x),
+        lambda: vaefast.gaussian_nll(x, x, 0.5),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        _close(torch.autograd.grad(compiled().sum(), x)[0], torch.autograd.grad(call().sum(), x)[0])

@@ -526,6 +526,20 @@ def test_optimal_sigma_without_error(backend, per_sample, dtype):
     assert not grad[1].any()
 
 
+def test_optimal_sigma_of_numbers_with_weights(backend):
+    """No event: each number is a sample."""
+    mu, x = torch.zeros(3, device=backend.device), torch.ones(3, device=backend.device)
+    nll = vaefast.optimal_sigma_nll(mu, x, weight=torch.ones_like(x))
+    torch.testing.assert_close(nll, vaefast.optimal_sigma_nll(mu, x))
+
+
+@pytest.mark.parametrize("x", [0.0, 1.0])
+def test_a_variance_of_0_as_a_number_and_as_a_tensor(backend, x):
+    mu, x = (torch.full((1, 1), v, device=backend.device) for v in (0.0, x))
+    tensor = torch.full((), -INF, device=backend.device)
+    assert torch.equal(vaefast.gaussian_nll(mu, x, -INF), vaefast.gaussian_nll(mu, x, tensor))
+
+
 def test_optimal_sigma_of_bytes(backend):
     mu = torch.rand(4, 20, device=backend.device)
     x = torch.randint(0, 256, (4, 20), dtype=torch.uint8, device=backend.device)

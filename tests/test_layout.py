@@ -159,3 +159,37 @@ def test_noise_past_2_32_elements(backend):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(out, standard_normal(seed_tensor(3, 1), (cols,), first=(rows - 1) * cols))
+
+
+# --- values that PyTorch puts off ---
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_put_off_negatives(backend):
+    """The imaginary part of a conjugate is a view with a bit that says: negative."""
+    value = torch.randn(5, 6)
+    lazy = torch.complex(torch.zeros(5, 6), -value).conj().imag
+    assert lazy.is_neg()
+    with vaefast.use_backend(backend):
+        for call in (
+            lambda x: vaefast.kl_normal(x, x, value, value),
+            lambda x: vaefast.kl_standard_normal(x.t(), x.t()),
+            lambda x: vaefast.bernoulli_nll(value, value.sigmoid(), weight=x),
+            lambda x: vaefast.rsample_kl_moments(x, 1, seed=1)[1],
+            lambda x: vaefast.mmd(torch._neg_view(-x.contiguous()), value),
+            lambda x: vaefast.categorical_nll(x, torch.zeros(5, dtype=torch.int64)),
+        ):
+            torch.testing.assert_close(call(lazy), call(value))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_gradients_that_are_put_off(backend):
+    mu, logvar = (torch.randn(4, 3).requires_grad_() for _ in range(2))
+    with vaefast.use_backend(backend):
+        for value in (vaefast.rsample(mu, logvar, seed=1), vaefast.kl_standard_normal(mu, logvar)):
+            grads = torch.autograd.grad(torch.sgn(value).sum(), (mu, logvar))  # of zeros that have no memory
+            assert not any(g.any() for g in grads)
+        z = vaefast.rsample(mu, logvar, seed=1)
+        (plain,) = torch.autograd.grad((z * -3).sum(), logvar, retain_graph=True)
+        (lazy,) = torch.autograd.grad(z, logvar, torch._neg_view(torch.full((4, 3), 3.0)))
+        torch.testing.assert_close(lazy, plain)

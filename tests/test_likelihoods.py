@@ -175,6 +175,7 @@ def test_validate(pixels, backend):
     x[3, 4] = float("nan")
     with pytest.raises(ValueError, match="x must be"):
         function(*replaced(pixels, tensors, "x", x), validate=True)
+    function(*replaced(pixels, tensors, "x", x), weight=torch.zeros_like(x), validate=True)
     assert function(*replaced(pixels, tensors, "x", x))[3].isnan()
 
 

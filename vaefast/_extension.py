@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from vaefast._layout import readable, view
+from vaefast._layout import plain, readable, view
 
 _DTYPES = (  # in the order of DType, csrc/walk.h
     torch.float32,
@@ -42,7 +42,7 @@ def _load():
         reason = f"the compiled module was built but does not load: {error}"
         warnings.warn(f"vaefast: {reason}. Slower backends run instead.", LoadWarning, stacklevel=2)
         return None, reason
-    _C.attach(_DTYPES, readable)
+    _C.attach(_DTYPES, readable, plain)
     if asked := os.environ.get("VAEFAST_ISA"):
         if asked not in _C.instruction_sets:
             raise ValueError(f"VAEFAST_ISA must be one of {', '.join(_C.instruction_sets)} here, got {asked!r}")

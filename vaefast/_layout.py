@@ -66,6 +66,14 @@ def halves(tensor: torch.Tensor, dim: int) -> tuple[Argument, Argument]:
     return (tensor, dim, 0), (tensor, dim, 1)
 
 
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its values in memory: not those of a negative that PyTorch has put off (the imaginary part of a
+    conjugate), nor no memory at all (the zeros that some gradients are)."""
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return tensor.resolve_neg()
+
+
 def view(argument: Argument) -> torch.Tensor:
     """The argument as one tensor of the walk's shape: of several planes, the first."""
     if not isinstance(argument, tuple):
@@ -80,6 +88,7 @@ def readable(argument: Argument, batch_ndim: int, cols: int, row_levels: int = 2
 
     row_levels: 1 for a walk that knows `row_stride` alone.
     """
+    argument = (plain(argument[0]), *argument[1:]) if isinstance(argument, tuple) else plain(argument)
     tensor = view(argument)
     planes = isinstance(argument, tuple) and len(argument) == 2
     if tensor.is_contiguous() and not planes:

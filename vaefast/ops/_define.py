@@ -269,6 +269,16 @@ def hint(expected_grad: float | None, tensors) -> float | None:
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is at work: then the differentiable reference runs, which
     every transform understands, since a Function that serves them all costs twice as much on the everyday path."""
-    if is_compiling():
-        return False
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+# asked while torch.compile traces, which enters the transforms that it meets; torch.compiler.assume_constant_result
+# would import the compiler with vaefast
+transformed._dynamo_marked_constant = True
+
+
+def distinct(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors, none of them twice where torch.compile traces, whose Functions take each once."""
+    if not is_compiling():
+        return tensors
+    return tuple([t.view_as(t) if any([t is s for s in tensors[:i]]) else t for i, t in enumerate(tensors)])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from vaefast.ops import _checks
-from vaefast.ops._define import define, differentiable, function, hint, transformed, tuple_of
+from vaefast.ops._define import define, differentiable, distinct, function, hint, transformed, tuple_of
 from vaefast.reference.gaussian import compute_dtype
 
 
@@ -200,11 +200,13 @@ class Likelihood:
         if validate:
             words, holds = self.support
             data = list(itertools.compress(tensors, self.is_data))
-            if not bool(holds(*data).all()):
+            held = holds(*data)
+            if not bool((held if weight is None else held | (weight == 0)).all()):
                 x = data[0]
                 raise ValueError(f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})")
         if transformed():
             return self._reference_forward(*tensors, weight, batch_ndim, *params)
+        tensors = distinct(*tensors)
         return self.function.apply(hint(expected_grad, tensors), *tensors, weight, batch_ndim, *params)
 
     def _broadcast(self, named, weight):

@@ -129,6 +129,13 @@ def elbo_loss(
         raise ValueError("mu and logvar must be given together")
     if mu is None and (kl is None or free_bits is not None):
         raise ValueError(f"mu and logvar must be given {'without kl' if kl is None else 'with free_bits'}")
+    _number("beta", beta, [(), tuple(nll.shape)])
+    _number("capacity", capacity, [()], optional=True)
+    _number("free_bits", free_bits, [()], optional=True)
+    if mu is not None:
+        _checks.floating("mu", mu)
+        if len(mu) != len(nll):
+            raise ValueError(f"mu must have nll's {len(nll)} samples, got shape {tuple(mu.shape)}")
     moments = _moments(mu, logvar, kl, free_bits, per_channel, logvar_bounds) if mu is not None else (kl, None, None)
     kl, by_dimension, active = moments
     _per_sample("kl", kl)
@@ -162,6 +169,16 @@ def _per_sample(name: str, tensor: object) -> None:
     _checks.floating(name, tensor)
     if tensor.ndim != 1:
         raise ValueError(f"{name} must have one number per sample, shape (B,), got {tuple(tensor.shape)}")
+
+
+def _number(name: str, value: object, shapes: list[tuple[int, ...]], optional: bool = False) -> None:
+    """A number, or a tensor of one of these shapes."""
+    if isinstance(value, torch.Tensor):
+        if value.shape not in shapes:
+            takes = " or ".join(map(str, shapes))
+            raise ValueError(f"{name} must be a number or a tensor of shape {takes}, got shape {tuple(value.shape)}")
+    elif not (isinstance(value, (int, float)) or (optional and value is None)):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
 
 
 def _moments(mu, logvar, kl, free_bits, per_channel, logvar_bounds):

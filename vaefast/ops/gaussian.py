@@ -12,7 +12,7 @@ import torch
 
 from vaefast._layout import halves
 from vaefast.ops import _checks, ranks
-from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, hint, transformed
+from vaefast.ops._define import define, define_rows, differentiable, distinct, empty_like, empty_rows, hint, transformed
 from vaefast.ops._likelihood import Likelihood, parameter, unit_scale
 from vaefast.ops.noise import seed_for, standard_normal_op
 from vaefast.reference import gaussian as reference
@@ -150,7 +150,7 @@ def _pair(mu, logvar, batch_ndim, logvar_bounds, names=("mu", "logvar")):
     if mu.dtype != logvar.dtype:
         dtype = torch.promote_types(mu.dtype, logvar.dtype)
         mu, logvar = mu.to(dtype), logvar.to(dtype)
-    return mu, logvar, *_checks.bounds(logvar_bounds)
+    return *distinct(mu, logvar), *_checks.bounds(logvar_bounds)
 
 
 def _eps(like: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
@@ -280,7 +280,7 @@ def kl_normal(
         mu_q, logvar_q, mu_p, logvar_p = (t.to(dtype) for t in (mu_q, logvar_q, mu_p, logvar_p))
     if transformed():
         return reference.kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
-    tensors = mu_q, logvar_q, mu_p, logvar_p
+    tensors = distinct(mu_q, logvar_q, mu_p, logvar_p)
     return KLNormal.apply(hint(expected_grad, tensors), *tensors, batch_ndim, lo, hi)
 
 
@@ -315,6 +315,8 @@ def gaussian_nll(mu, x, logvar, *, weight=None, batch_ndim: int = 1, validate: b
     options = {"weight": weight, "batch_ndim": batch_ndim, "validate": validate}
     if isinstance(logvar, (int, float)) and not isinstance(logvar, bool):
         constant = 0.5 * (logvar + math.log(2 * math.pi))
+        if logvar == -math.inf:  # beside it a distance counts inf, and the constant is one half of inf - inf
+            return _gaussian_nll(mu, parameter(logvar, mu), x, params=(unit_scale(x),), **options)
         return _squared_error(mu, x, params=(unit_scale(x), float(logvar), constant), **options)
     return _gaussian_nll(mu, parameter(logvar, mu), x, params=(unit_scale(x),), **options)
 
@@ -373,4 +375,5 @@ def half_squared_error(mu, x, *, weight, batch_ndim: int, validate: bool) -> tup
     shape = torch.broadcast_shapes(*[t.shape for t in (mu, x, weight) if t is not None])
     if weight is None:
         return half_error, torch.full_like(half_error, math.prod(shape[batch_ndim:]))
-    return half_error, weight.to(half_error.dtype).expand(shape).flatten(batch_ndim).sum(-1)
+    count = weight.to(half_error.dtype).expand(shape)
+    return half_error, count.flatten(batch_ndim).sum(-1) if len(shape) > batch_ndim else count
