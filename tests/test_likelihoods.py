@@ -194,6 +194,8 @@ def test_refusals_name_the_argument(pixels, backend):
                 TypeError, match=f"{name} must be float32, float64, float16 or bfloat16, got torch.int32"
             ):
                 function(*replaced(pixels, tensors, name, tensor.int()))
+    with pytest.raises(TypeError, match=r"x must be a dense tensor, got one of torch.sparse_csr; to_dense\(\)"):
+        function(*replaced(pixels, tensors, "x", tensors[pixels.tensors.index("x")].to_sparse_csr()))
     with pytest.raises(TypeError, match="weight must be a tensor, got float"):
         function(*tensors, weight=0.5)
     with pytest.raises(ValueError, match="batch_ndim must be from 0 to"):

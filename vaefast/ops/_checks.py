@@ -16,6 +16,7 @@ def floating(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    _dense(name, tensor)
     if tensor.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension (the batch), got a 0-d tensor")
 
@@ -26,6 +27,12 @@ def data(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DATA:
         raise TypeError(f"{name} must be a floating, uint8, int32, int64 or bool tensor, got {tensor.dtype}")
+    _dense(name, tensor)
+
+
+def _dense(name: str, tensor: torch.Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of {tensor.layout}; to_dense() makes it one")
 
 
 def alike(first: str, a: torch.Tensor, second: str, b: torch.Tensor) -> None:
