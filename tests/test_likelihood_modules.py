@@ -80,6 +80,22 @@ def test_fixed_parameters_may_be_numbers(name):
     torch.testing.assert_close(by_number.mean(first), by_tensor.mean(first))
 
 
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_fixed_tensors_belong_to_the_module(clone):
+    learned, gate, mu = torch.nn.Parameter(torch.zeros(5)), torch.ones(5), torch.ones(2, 5)
+    module = nn.ZeroInflatedNegativeBinomial(log_theta=learned, gate_logits=gate)
+    assert dict(module.named_parameters()) == {"log_theta": learned}
+    assert list(module.state_dict()) == ["log_theta", "gate_logits"]
+    module(mu, mu).sum().backward()
+    assert learned.grad.any()
+    other = clone(module).double()
+    assert list(other.fixed) == ["log_theta", "gate_logits"]
+    assert all(value.dtype == torch.float64 for value in other.fixed.values())
+    torch.testing.assert_close(other(mu.double(), mu), module(mu, mu).double())
+    assert "log_theta=Parameter" in repr(other)
+    assert nn.Gaussian(logvar=0.5).state_dict() == {}
+
+
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_module_copies(name, clone):

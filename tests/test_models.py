@@ -90,6 +90,15 @@ def test_config_makes_the_same_architecture(name):
     assert again.likelihood.fixed == {"logvar": 0.5}
 
 
+@pytest.mark.parametrize("logvar", [torch.tensor(0.5), torch.linspace(0, 1, 12)], ids=["number", "vector"])
+def test_config_has_fixed_tensors(logvar):
+    model = small("dense", likelihood="gaussian", likelihood_options={"logvar": logvar})
+    again = models.create(**json.loads(json.dumps(model.config)))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.likelihood.fixed["logvar"], model.likelihood.fixed["logvar"])
+    torch.testing.assert_close(loss(again, images(), seed=3), loss(model, images(), seed=3), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["conv", "residual"])
 def test_width_sets_the_capacity(name):
     counts = [

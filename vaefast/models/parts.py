@@ -138,7 +138,10 @@ def build(
     """
     kind = choose("likelihood", likelihood, LIKELIHOODS)
     options = {"n_mixtures": 10} if kind.row.planes else {}
-    module = kind(**options | (likelihood_options or {}))
+    # a saved configuration has lists where tensors were, and a plain number where one without dimensions was; the
+    # weights beside it must have the same names
+    given = {name: _plain(value) for name, value in (likelihood_options or {}).items()}
+    module = kind(**options | given)
     channels, *rest = data_shape
     if kind.row.planes:
         if channels not in (1, 3):
@@ -156,6 +159,14 @@ def build(
     # oneDNN and cuDNN run small convolutions fastest so; weights decide it for all that flows through them
     encoder, decoded = (m.to(memory_format=torch.channels_last) for m in (encoder, decoded))
     return vae(encoder, decoded, latent_shape, module, prior)
+
+
+def _plain(value):
+    """A list as a tensor, and a tensor of one number that is not learned as that number."""
+    if isinstance(value, list):
+        return torch.tensor(value)
+    plain = isinstance(value, torch.Tensor) and value.ndim == 0 and not isinstance(value, nn.Parameter)
+    return value.item() if plain else value
 
 
 def sizes(data_shape: Sequence[int]) -> list[tuple[int, int]]:

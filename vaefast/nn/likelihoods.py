@@ -102,6 +102,9 @@ class Likelihood(torch.nn.Module):
         options: parameters that are fixed rather than decoded, such as `Gaussian(logvar=0.0)`, and what else the
             function takes by name.
 
+    A fixed torch.nn.Parameter is a parameter of the module and another fixed tensor a buffer, each by its name; `fixed`
+    has them all.
+
     Shape: parameters: a tensor, or a tuple of those that are not fixed, in the row's order; x as for the function; the
         result [*batch] or a scalar, in float32 (float64 for float64 parameters).
     """
@@ -115,13 +118,23 @@ class Likelihood(torch.nn.Module):
         taken = inspect.signature(self.function).parameters
         _options.check(type(self).__name__, options, dict.fromkeys([*taken][2:]))
         self.reduction, self.batch_ndim, self.validate = reduction, batch_ndim, validate
-        self.fixed = {name: value for name, value in options.items() if name in self.row.parameters.split()}
-        self.options = {name: value for name, value in options.items() if name not in self.fixed}
+        self._fixed = [name for name in options if name in self.row.parameters.split()]
+        for name in self._fixed:
+            if isinstance(options[name], torch.Tensor) and not isinstance(options[name], torch.nn.Parameter):
+                self.register_buffer(name, options[name])
+            else:
+                setattr(self, name, options[name])
+        self.options = {name: value for name, value in options.items() if name not in self._fixed}
         self._hints = "expected_grad" in taken
 
     @property
     def function(self) -> Callable:
         return getattr(ops, self.row.function)
+
+    @property
+    def fixed(self) -> dict[str, object]:
+        """{name: value} of the parameters that are not decoded."""
+        return {name: getattr(self, name) for name in self._fixed}
 
     def forward(self, parameters, x, weight=None, *, expected_grad: float | None = None) -> torch.Tensor:
         """-log p; `weight` and `expected_grad` (a hint, dropped where the function takes none) as for the function."""
@@ -143,7 +156,7 @@ class Likelihood(torch.nn.Module):
         """The row's parameters in order, those that are given and those that are fixed."""
         given = parameters if isinstance(parameters, (tuple, list)) else (parameters,)
         names = self.row.parameters.split()
-        decoded = [n for n in names if n not in self.fixed]
+        decoded = [n for n in names if n not in self._fixed]
         if len(given) != len(decoded):
             raise ValueError(f"parameters must be ({', '.join(decoded)}), got {len(given)} of them")
         values = self.fixed | dict(zip(decoded, given, strict=True))
