@@ -218,6 +218,45 @@ def test_optimal_sigma_per_sample_keeps_nothing():
     assert likelihood.steps == 0
 
 
+def test_optimal_sigma_keeps_finite_errors_of_training_alone():
+    likelihood, mu, x = vnn.OptimalSigmaGaussian(), torch.rand(4, 5), torch.rand(4, 5)
+    nothing = torch.zeros(4, 5)
+    for _ in range(2):  # before the first step and after it
+        before = {name: value.clone() for name, value in likelihood.state_dict().items()}
+        likelihood(mu / 0, x)
+        likelihood(mu * math.nan, x)
+        likelihood(mu[:0], x[:0])
+        likelihood(mu, x, nothing)
+        with torch.no_grad():
+            likelihood(mu, x)
+        assert likelihood.state_dict() == before
+        likelihood(mu, x)
+    assert likelihood.steps == 2
+    torch.testing.assert_close(likelihood.mean_squared_error, (mu - x).square().mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_optimal_sigma_of_another_type(dtype):
+    likelihood, x = vnn.OptimalSigmaGaussian(), torch.rand(4, 5)
+    likelihood(x + 1e-4, x)
+    kept = likelihood.mean_squared_error.clone()
+    likelihood.to(dtype)
+    assert likelihood.mean_squared_error.dtype == torch.promote_types(dtype, torch.float32)
+    assert likelihood.mean_squared_error == kept
+    likelihood(torch.full((4, 5), 600.0, dtype=dtype), torch.zeros(4, 5, dtype=dtype))  # squared, above float16's range
+    torch.testing.assert_close(likelihood.mean_squared_error.float(), torch.tensor(180_000.0))
+    assert likelihood.eval()(x.to(dtype), x).isfinite().all()
+
+
+def test_optimal_sigma_compiled(compiler):
+    eager, compiled = vnn.OptimalSigmaGaussian(), torch.compile(ours := vnn.OptimalSigmaGaussian(), fullgraph=True)
+    mu, x = torch.rand(4, 5), torch.rand(4, 5)
+    for scale in (1.0, math.nan, 2.0):
+        torch.testing.assert_close(compiled(scale * mu, x), eager(scale * mu, x), equal_nan=True)
+    torch.testing.assert_close(ours.state_dict(), eager.state_dict())
+    assert ours.steps == 2
+
+
 def test_optimal_sigma_gradient_is_the_functions():
     mu, x = torch.rand(4, 5, requires_grad=True), torch.rand(4, 5)
     ours = torch.autograd.grad(vnn.OptimalSigmaGaussian()(mu, x).sum(), mu)

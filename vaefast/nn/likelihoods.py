@@ -183,7 +183,8 @@ class OptimalSigmaGaussian(Likelihood):
     the sigma that training ended with, so that a sample's value does not depend on its neighbours.
 
     mean_squared_error, a buffer, is the mean over the steps so far, and from 100 steps on moves by a hundredth of the
-    way at each step. Before the first it is 1.
+    way at each step. Before the first it is 1. A step is a call in training with gradients enabled, of a batch whose
+    error is finite and of at least one element. The buffer stays float32 in a module of half precision.
 
     Args:
         per_sample: a sigma for each sample, in training and in `eval()`; nothing is kept then.
@@ -208,7 +209,7 @@ class OptimalSigmaGaussian(Likelihood):
         if self.training or per_sample:
             total = squared_error_total(half_error, count, per_sample, self.group)
             nll = gaussian.optimal_sigma_nll(half_error, count, *total, log_sigma_min)
-            if self.training and not per_sample:
+            if self.training and not per_sample and torch.is_grad_enabled():
                 self._observe(*total)
         else:
             sigma = self.sigma.to(half_error.dtype)
@@ -223,11 +224,21 @@ class OptimalSigmaGaussian(Likelihood):
         """What `eval()` takes: a 0-d tensor."""
         return self.mean_squared_error.sqrt() + math.exp(self.options["log_sigma_min"])
 
+    def _apply(self, fn, recurse=True):
+        exact = self.mean_squared_error
+        super()._apply(fn, recurse)
+        if self.mean_squared_error.dtype in (torch.float16, torch.bfloat16):  # small errors are 0 there
+            self.mean_squared_error = exact.to(self.mean_squared_error.device)
+        return self
+
     @torch.no_grad()
     def _observe(self, half_error: torch.Tensor, count: torch.Tensor) -> None:
-        self.steps += 1
-        error = (2 * half_error / count.clamp(min=1)).to(self.mean_squared_error.dtype)
-        self.mean_squared_error.lerp_(error, self.steps.reciprocal().clamp(min=0.01).to(error.dtype))
+        kept = self.mean_squared_error
+        error = (2 * half_error / count).to(kept.dtype)
+        seen = error.isfinite() & (count > 0)  # one NaN would stay for ever
+        self.steps += seen
+        rate = self.steps.clamp(min=1).reciprocal().clamp(min=0.01).to(kept.dtype)
+        kept.lerp_(torch.where(seen, error, kept), rate)
 
 
 __all__ = ["Likelihood", "OptimalSigmaGaussian", *[row.name for row in TABLE]]
