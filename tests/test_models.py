@@ -179,6 +179,13 @@ def test_large_counts_are_learned(likelihood):
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_refuses_a_reduced_likelihood():
+    with pytest.raises(ValueError, match="likelihood must have reduction 'none', got 'sum'"):
+        models.VAE(nn.Identity(), nn.Identity(), (2,), vnn.Bernoulli(reduction="sum"))
+    with pytest.raises(ValueError, match="likelihood must have reduction 'none', got 'mean'"):
+        small("ladder", likelihood_options={"reduction": "mean"})
+
+
 def test_means_of_levels_are_bytes_over_255():
     model = small("conv", likelihood="discretized_logistic")
     z = torch.randn(2, 3)

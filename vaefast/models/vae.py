@@ -40,6 +40,9 @@ class VAE(Pretrained, torch.nn.Module):
 
     kl is the divergence in closed form for N(0, I), and with another prior log q(z | x) - log p(z) of the z drawn.
     config is what `models.create` made the model from, None for one put together by hand.
+
+    Raises:
+        ValueError: for a likelihood that is reduced over the batch.
     """
 
     config: dict | None = None
@@ -53,6 +56,8 @@ class VAE(Pretrained, torch.nn.Module):
         prior: torch.nn.Module | None = None,
     ):
         super().__init__()
+        if getattr(likelihood, "reduction", "none") != "none":
+            raise ValueError(f"likelihood must have reduction 'none', got {likelihood.reduction!r}")
         self.encoder = encoder
         self.latent = GaussianLatent(logvar_bounds=DiagonalGaussian.logvar_bounds)
         self.decoder = decoder
