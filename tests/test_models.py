@@ -186,6 +186,12 @@ def test_refuses_a_reduced_likelihood():
         small("ladder", likelihood_options={"reduction": "mean"})
 
 
+@pytest.mark.parametrize("likelihood", ["binomial", "beta_binomial"])
+def test_a_binomials_total_is_not_decoded(likelihood):
+    with pytest.raises(ValueError, match=f"total must be given in likelihood_options for '{likelihood}', got None"):
+        small("dense", likelihood=likelihood)
+
+
 def test_means_of_levels_are_bytes_over_255():
     model = small("conv", likelihood="discretized_logistic")
     z = torch.randn(2, 3)

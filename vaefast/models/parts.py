@@ -128,13 +128,14 @@ def build(
         decoder: makes a decoder of outputs of a shape; it has as many channels as the likelihood's parameters need.
         likelihood: one of LIKELIHOODS; likelihood_options: of its class, such as {"logvar": 0.0} for a Gaussian of
             fixed sigma (without it the decoder says logvar), {"n_mixtures": 10} (the default) for the mixture, or
-            {"total": 16} for counts. Images of "discretized_..." are uint8.
+            {"total": 16} for counts, which the binomial ones must have. Images of "discretized_..." are uint8.
         bounded: the mean of a Gaussian or Laplace likelihood is a sigmoid's, as images lie in 0…1, where a black pixel
             is easily said; False for data of another range.
         prior: None for N(0, I), or one of `priors.NAMES`; prior_options: of its class.
 
     Raises:
-        ValueError: for an unknown name, or channels that the likelihood cannot have.
+        ValueError: for an unknown name, channels that the likelihood cannot have, or a binomial likelihood without its
+            total.
     """
     kind = choose("likelihood", likelihood, LIKELIHOODS)
     options = {"n_mixtures": 10} if kind.row.planes else {}
@@ -149,6 +150,8 @@ def build(
         decoded = decoder(((10 if channels == 3 else 3) * module.options["n_mixtures"], *rest))
     else:
         names = [n for n in kind.row.parameters.split() if n not in module.fixed]
+        if "total" in names:  # it is known of the data, not decoded
+            raise ValueError(f"total must be given in likelihood_options for {likelihood!r}, got {likelihood_options}")
         decoded = decoder((channels * len(names), *rest))
         mean = "softplus" if kind.row.counts else "sigmoid" if bounded and kind in _LOCATIONS else None
         if len(names) > 1 or mean is not None:
