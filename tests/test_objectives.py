@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import vaefast
 from vaefast import models, objectives
 from vaefast.objectives import NAMES, FactorVAE, create, permute_dimensions
+from vaefast.ops import ranks
 
 N, D = 50, 3
 OPTIONS = {
@@ -213,6 +214,33 @@ def test_importance_weighted_bounds(likelihood):
     close(miwae, -vaefast.miwae_bound(log_w.unflatten(1, (2, 3))))
     one = seeded(create("iwae", samples=1), model, x)
     close(one["loss"], one["reconstruction"] + one["kl"])
+
+
+@pytest.mark.parametrize("name", ["iwae", "miwae", "ciwae"])
+def test_samples_are_of_the_likelihood_itself(name, monkeypatch):
+    """Its group, too, of processes that share an optimal sigma, which no copy has."""
+    model, seen = dense(likelihood="optimal_sigma"), []
+    model.likelihood.group = object()
+    monkeypatch.setattr(ranks, "total", lambda tensor, group: seen.append(group) or tensor)
+    made(name)(model, batch())
+    assert seen == [model.likelihood.group]
+
+
+def test_samples_of_ones_own_likelihood(model):
+    class Own(torch.nn.Module):
+        def forward(self, logits, x):
+            return vaefast.bernoulli_nll(logits, x)
+
+    expected = seeded(create("iwae", samples=3), model, batch())
+    model.likelihood = Own()
+    torch.testing.assert_close(seeded(create("iwae", samples=3), model, batch()), expected)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "optimal_sigma"])
+def test_iwae_compiled(compiler, likelihood):
+    model, x = dense(likelihood=likelihood).float(), batch().float()
+    parts = torch.compile(create("iwae", samples=3), fullgraph=True)(model, x)
+    assert parts["loss"].isfinite().all()
 
 
 def test_piwae_sends_each_target_where_it_belongs(model):

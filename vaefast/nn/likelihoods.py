@@ -136,10 +136,14 @@ class Likelihood(torch.nn.Module):
         """{name: value} of the parameters that are not decoded."""
         return {name: getattr(self, name) for name in self._fixed}
 
-    def forward(self, parameters, x, weight=None, *, expected_grad: float | None = None) -> torch.Tensor:
-        """-log p; `weight` and `expected_grad` (a hint, dropped where the function takes none) as for the function."""
+    def forward(
+        self, parameters, x, weight=None, *, expected_grad: float | None = None, batch_ndim: int | None = None
+    ) -> torch.Tensor:
+        """-log p; `weight` and `expected_grad` (a hint, dropped where the function takes none) as for the function.
+        batch_ndim: of this call, where it is not the module's."""
         first, *others = self._complete(parameters)
-        options = {"weight": weight, "batch_ndim": self.batch_ndim, "validate": self.validate, **self.options}
+        batch_ndim = self.batch_ndim if batch_ndim is None else batch_ndim
+        options = {"weight": weight, "batch_ndim": batch_ndim, "validate": self.validate, **self.options}
         if self._hints:
             options["expected_grad"] = expected_grad
         nll = self.function(first, x, *others, **options)
@@ -201,9 +205,12 @@ class OptimalSigmaGaussian(Likelihood):
         self.register_buffer("mean_squared_error", torch.ones(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, parameters, x, weight=None, *, expected_grad: float | None = None) -> torch.Tensor:
+    def forward(
+        self, parameters, x, weight=None, *, expected_grad: float | None = None, batch_ndim: int | None = None
+    ) -> torch.Tensor:
         (mu,) = self._complete(parameters)
-        options = {"weight": weight, "batch_ndim": self.batch_ndim, "validate": self.validate}
+        batch_ndim = self.batch_ndim if batch_ndim is None else batch_ndim
+        options = {"weight": weight, "batch_ndim": batch_ndim, "validate": self.validate}
         half_error, count = half_squared_error(mu, x, **options)
         per_sample, log_sigma_min = self.options.values()
         if self.training or per_sample:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from vaefast.models import VAE
+from vaefast.nn import Likelihood
 from vaefast.objectives.elbo import Parts, frozen
 from vaefast.ops import _checks, ciwae_bound, draw_seed, iwae_bound, miwae_bound, piwae_bounds
 
@@ -107,8 +106,8 @@ def _parts(loss: torch.Tensor, nll: torch.Tensor, log_ratio: torch.Tensor) -> Pa
 def _terms(model: VAE, x: torch.Tensor, samples: int, seed=None) -> tuple[torch.Tensor, torch.Tensor]:
     """(-log p(x | z_k), log p(z_k) - log q(z_k | x)), each [B, K]."""
     decoded, log_ratio = model.importance_sample(model.importance_state(x), samples, seed)
-    likelihood = copy.copy(model.likelihood)  # its parameters and buffers are the same ones
-    likelihood.batch_ndim = 2
     shape = len(x), samples
+    if not isinstance(model.likelihood, Likelihood):  # someone's own, which knows one dimension of samples
+        return model.likelihood(decoded, x.repeat_interleave(samples, 0)).unflatten(0, shape), log_ratio
     each = [p.unflatten(0, shape) for p in (decoded if isinstance(decoded, tuple) else (decoded,))]
-    return likelihood(each[0] if len(each) == 1 else tuple(each), x[:, None]), log_ratio
+    return model.likelihood(each[0] if len(each) == 1 else tuple(each), x[:, None], batch_ndim=2), log_ratio
