@@ -174,7 +174,16 @@ def test_distribution_of_one_element():
     ("call", "error", "message"),
     [
         (lambda: nn.Bernoulli(reduction="batchmean"), ValueError, "reduction must be one of 'none', 'mean', 'sum'"),
-        (lambda: nn.Bernoulli(sigma=1.0), TypeError, "Bernoulli: unknown option sigma; there are weight, batch_ndim"),
+        (lambda: nn.Bernoulli(sigma=1.0), TypeError, "Bernoulli: unknown option sigma; there are batch_ndim, validate"),
+        (
+            lambda: nn.Bernoulli(weight=torch.ones(1)),
+            TypeError,
+            "Bernoulli: unknown option weight; there are batch_ndim",
+        ),
+        (lambda: nn.OptimalSigmaGaussian(weight=None), TypeError, "OptimalSigmaGaussian: unknown option weight"),
+        (lambda: nn.Bernoulli(expected_grad=1.0), TypeError, "Bernoulli: unknown option expected_grad"),
+        (lambda: nn.Bernoulli(batch_ndim="x"), TypeError, "batch_ndim must be an int, got str"),
+        (lambda: nn.Bernoulli(batch_ndim=-1), ValueError, "batch_ndim must be at least 0, got -1"),
         (lambda: nn.Bernoulli()((torch.zeros(1), torch.zeros(1)), torch.zeros(1)), ValueError, r"must be \(logits\)"),
         (lambda: nn.Bernoulli(validate=True)(torch.zeros(1, 2), torch.full((1, 2), 2.0)), ValueError, "x must be in"),
     ],

@@ -100,7 +100,7 @@ class Likelihood(torch.nn.Module):
         reduction: "none" for a value per sample, "mean" or "sum" over the batch.
         batch_ndim, validate: as for the function.
         options: parameters that are fixed rather than decoded, such as `Gaussian(logvar=0.0)`, and what else the
-            function takes by name.
+            function takes by name, but weight and expected_grad, which are of a call.
 
     A fixed torch.nn.Parameter is a parameter of the module and another fixed tensor a buffer, each by its name; `fixed`
     has them all.
@@ -116,7 +116,9 @@ class Likelihood(torch.nn.Module):
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
         taken = inspect.signature(self.function).parameters
-        _options.check(type(self).__name__, options, dict.fromkeys([*taken][2:]))
+        _checks.whole("batch_ndim", batch_ndim, 0)
+        of_a_call = ("weight", "expected_grad")
+        _options.check(type(self).__name__, options, dict.fromkeys(n for n in [*taken][2:] if n not in of_a_call))
         self.reduction, self.batch_ndim, self.validate = reduction, batch_ndim, validate
         self._fixed = [name for name in options if name in self.row.parameters.split()]
         for name in self._fixed:
