@@ -618,3 +618,17 @@ def test_module_copies(clone):
 def test_module_refuses_a_reduced_likelihood():
     with pytest.raises(ValueError, match="likelihood must have reduction 'none'"):
         nn.ELBOLoss(nn.Bernoulli(reduction="mean"))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"reduction": "meen"}, ValueError, "reduction must be one of 'none', 'mean', 'sum', got 'meen'"),
+        ({"reduction": "none", "free_bits": 0.1}, ValueError, "reduction must be 'mean' or 'sum' with free_bits"),
+        ({"logvar_bounds": "a"}, TypeError, "logvar_bounds must be None or a pair"),
+        ({"logvar_bounds": (1, 0)}, ValueError, "logvar_bounds must be"),
+    ],
+)
+def test_module_refuses_on_construction(options, error, message):
+    with pytest.raises(error, match=message):
+        nn.ELBOLoss(nn.Bernoulli(), **options)

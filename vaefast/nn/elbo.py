@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vaefast.ops import ELBO, elbo_loss
+from vaefast.nn.likelihoods import REDUCTIONS
+from vaefast.ops import ELBO, _checks, elbo_loss
 
 
 class ELBOLoss(torch.nn.Module):
@@ -17,6 +18,10 @@ class ELBOLoss(torch.nn.Module):
 
     The likelihood is told which gradient its values will get, so that on CPUs it writes its own in the forward pass.
     Another one, as from a GradScaler, gives the right result too.
+
+    Raises:
+        TypeError, ValueError: on construction for a reduced likelihood, and a reduction or logvar_bounds that there are
+            not; on call as `elbo_loss` does.
     """
 
     def __init__(
@@ -33,6 +38,11 @@ class ELBOLoss(torch.nn.Module):
         super().__init__()
         if getattr(likelihood, "reduction", "none") != "none":
             raise ValueError(f"likelihood must have reduction 'none', got {likelihood.reduction!r}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+        if reduction == "none" and (free_bits is not None or capacity is not None):
+            raise ValueError("reduction must be 'mean' or 'sum' with free_bits or capacity, which are of the batch")
+        _checks.bounds(logvar_bounds)
         self.likelihood = likelihood
         self.beta, self.capacity = beta, capacity
         self.free_bits, self.per_channel = free_bits, per_channel
