@@ -49,8 +49,23 @@ def test_goes_on_where_it_stopped(annealer):
         (lambda: Cosine(1.5), TypeError, "steps must be an int, got float"),
         (lambda: Cyclical(10, cycles=0), ValueError, "cycles must be at least 1"),
         (lambda: Cyclical(10, ratio=0), ValueError, "ratio must be above 0 and at most 1"),
+        (lambda: Cyclical(10, cycles=20), ValueError, "cycles must be 1 or fewer than steps 10, got 20"),
+        (lambda: Cyclical(4), ValueError, "cycles must be 1 or fewer than steps 4, got 4"),
+        (lambda: Cyclical(10, cycles=2.0), TypeError, "cycles must be an int, got float"),
+        (lambda: Cyclical(10, ratio="half"), TypeError, "ratio must be a number, got 'half'"),
+        (lambda: Linear(10, start="0"), TypeError, "start must be a number, got '0'"),
+        (lambda: Capacity(10, end=None), TypeError, "end must be a number, got None"),
+        (lambda: Linear(10).load_state_dict({}), ValueError, "state must be what state_dict gave, {'count'.*}, got {}"),
+        (lambda: Linear(10).load_state_dict({"count": 1.5}), TypeError, "count must be an int, got float"),
     ],
 )
 def test_refuses(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_repr_makes_the_same():
+    annealer = Cyclical(10, end=2, cycles=3, ratio=0.25)
+    assert repr(annealer) == "Cyclical(steps=10, start=0.0, end=2.0, cycles=3, ratio=0.25)"
+    assert repr(eval(repr(annealer))) == repr(annealer)
+    assert Cyclical(1, cycles=1).at(1) == 1
