@@ -141,6 +141,17 @@ def test_nothing_is_computed_before_it_is_asked_for():
     assert ours.mean.data_ptr() == ours.parameters.data_ptr()
 
 
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_what_is_read_without_gradients_has_them_later(quiet):
+    values = torch.ones(1, 2, requires_grad=True)
+    ours = DiagonalGaussian(values)
+    with quiet():
+        assert not (ours.std + ours.var).requires_grad
+    (actual,) = torch.autograd.grad(ours.nll(torch.zeros(1, 1)).sum(), values)
+    torch.testing.assert_close(actual, torch.tensor([[math.exp(-1), 0.5 - 0.5 * math.exp(-1)]]))
+    assert ours.std is ours.std
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types(dtype):
     values = parameters(2, 4, 8, 8, dtype=torch.float32).to(dtype)

@@ -19,7 +19,10 @@ from vaefast.reference.gaussian import compute_dtype
 
 
 class _Lazy:
-    """functools.cached_property, whose lock Dynamo cannot trace (it is gone with Python 3.12)."""
+    """functools.cached_property, whose lock Dynamo cannot trace (it is gone with Python 3.12).
+
+    A value that was first read where no gradient is recorded is not kept: it would lack its gradient ever after.
+    """
 
     def __init__(self, function):
         self.function = function
@@ -31,7 +34,12 @@ class _Lazy:
         if instance is None:
             return self
         value = self.function(instance)
-        setattr(instance, self.name, value)
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # Dynamo cannot trace the latter
+            keep = instance.mean.is_inference()
+        else:
+            keep = torch.is_grad_enabled() or not instance.mean.requires_grad
+        if keep:
+            setattr(instance, self.name, value)
         return value
 
 
