@@ -39,6 +39,16 @@ def test_use_backend_nests():
     assert _backends.asked() is None
 
 
+def test_use_backend_for_several_blocks():
+    reference = use_backend("reference")
+    for _ in range(2):
+        with reference:
+            with reference:
+                assert _backends.asked() == "reference"
+            assert _backends.asked() == "reference"
+        assert _backends.asked() is None
+
+
 def test_use_backend_is_undone_by_an_error():
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError

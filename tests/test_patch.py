@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -158,6 +160,35 @@ def test_nests_and_reverts():
     first.undo()
     assert Normal.rsample is not original
     second.undo()
+    assert Normal.rsample is original
+
+
+def test_one_patch_for_several_blocks():
+    original, ours = Normal.rsample, patch("torch")
+    for _ in range(2):
+        with ours:
+            with ours:
+                assert Normal.rsample is not original
+            assert Normal.rsample is not original
+        assert Normal.rsample is original
+
+
+def test_patches_of_several_threads(monkeypatch):
+    original, module = Normal.rsample, sys.modules["vaefast.patch"]
+    put = module._put
+
+    def slowly(*target):
+        time.sleep(1e-4)  # another thread goes on
+        put(*target)
+
+    def often(_):
+        for _ in range(20):
+            with patch("torch"):
+                assert Normal.rsample is not original
+
+    monkeypatch.setattr(module, "_put", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(often, range(4)))
     assert Normal.rsample is original
 
 

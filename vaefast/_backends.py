@@ -80,19 +80,28 @@ class use_backend:  # noqa: N801 - used like torch.set_grad_enabled
     Raises:
         ValueError: for any other name. An op that the backend cannot run raises BackendError when it is called.
 
-    The setting is process-wide, because autograd runs the backward of CUDA ops on threads of its own.
+    The setting is process-wide, because autograd runs the backward of CUDA ops on threads of its own. One object may
+    be used for several blocks.
     """
 
     def __init__(self, name: str):
+        self.name = None if name == "auto" else _check(name, "use_backend's name")
+        self.previous: list[str | None] = []
+        self._new = True  # asked for here already, for the first block
+        self._ask()
+
+    def _ask(self) -> None:
         global _asked
-        self.previous = _asked
-        _asked = None if name == "auto" else _check(name, "use_backend's name")
+        self.previous.append(_asked)
+        _asked = self.name
         _chosen.clear()
 
     def __enter__(self) -> None:
-        return None
+        if not self._new:
+            self._ask()
+        self._new = False
 
     def __exit__(self, *exc_info) -> None:
         global _asked
-        _asked = self.previous
+        _asked = self.previous.pop()
         _chosen.clear()

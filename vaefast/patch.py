@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -96,6 +97,7 @@ def _ndim(*tensors: torch.Tensor) -> int:
 
 _PACKAGES: dict[str, Callable[[], Iterator[Target]]] = {"torch": _torch, "diffusers": _diffusers, "scvi": _scvi}
 _active: dict[str, tuple[int, list[Target]]] = {}  # package: how many patches hold it, and what was there before
+_lock = threading.RLock()  # of _active and of what patches hold; reentrant, since an import may run a patch
 
 
 class patch:  # noqa: N801 - used like torch.set_grad_enabled
@@ -116,7 +118,8 @@ class patch:  # noqa: N801 - used like torch.set_grad_enabled
         ValueError: for a name that is not in the table.
         ImportError: where a package asked for by name is not installed.
 
-    `undo()`, or the end of the block, takes it back. Patches nest: a package is as it was when its last one is undone.
+    `undo()`, or the end of the block, takes it back. Patches nest: a package is as it was when its last one is undone;
+    a `with` over a patch that was undone lets them run our ops again. Any thread may patch, always for the process.
     """
 
     def __init__(self, *packages: str):
@@ -125,25 +128,38 @@ class patch:  # noqa: N801 - used like torch.set_grad_enabled
                 raise ValueError(f"packages must be among {', '.join(map(repr, _PACKAGES))}, got {name!r}")
         if not packages:
             packages = tuple([name for name in _PACKAGES if importlib.util.find_spec(name) is not None])
+        self._packages = tuple(dict.fromkeys(packages))
         self._held: list[str] = []
+        self._depth = 0  # of blocks
+        self._hold()
+
+    def _hold(self) -> None:
         try:
-            for name in dict.fromkeys(packages):
-                _hold(name)
-                self._held.append(name)
+            with _lock:
+                for name in self._packages[len(self._held) :]:
+                    _hold(name)
+                    self._held.append(name)
         except BaseException:
             self.undo()
             raise
 
     def undo(self) -> None:
         """Take it back; a second call does nothing."""
-        while self._held:
-            _release(self._held.pop())
+        with _lock:
+            while self._held:
+                _release(self._held.pop())
 
     def __enter__(self) -> patch:
+        with _lock:
+            self._hold()
+            self._depth += 1
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self.undo()
+        with _lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self.undo()
 
 
 def _hold(package: str) -> None:
