@@ -449,6 +449,16 @@ def test_a_ladders_importance_weights_have_the_mean_of_its_kl():
     torch.testing.assert_close(model.reconstruct(x), model.decode(q.mean))
 
 
+def test_a_ladders_levels_of_neighbouring_seeds_do_not_meet(monkeypatch):
+    model, x, keys = small("ladder"), images(), []
+    rsample = models.ladder.rsample
+    monkeypatch.setattr(models.ladder, "rsample", lambda *q, seed: keys.append(seed) or rsample(*q, seed=seed))
+    for seed in (*range(8), 2**63 - 1):
+        model(x, seed=torch.tensor([seed, 5]))
+    assert len({tuple(key.tolist()) for key in keys}) == len(keys) == 9 * len(model.levels)
+    assert {key[1].item() for key in keys} == {5}
+
+
 def test_every_parameter_of_a_ladder_learns():
     model = small("ladder")
     loss(model, images()).mean().backward()

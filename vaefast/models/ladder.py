@@ -119,7 +119,7 @@ class LadderVAE(VAE):
             q = level.q(h, features[i], p)
             found.append((q, p))
             # a key for each level; the chunks of log_likelihood count offsets
-            return rsample(*q, seed=torch.stack([seed[0] + i, seed[1]]))
+            return rsample(*q, seed=torch.stack([seed[0] + _step(i), seed[1]]))
 
         h, chosen = self._walk(len(features[0]), choose)
         return h, chosen, found
@@ -181,6 +181,12 @@ class LadderVAE(VAE):
         for z, (q, p) in zip(chosen, found, strict=True):
             log_ratio = log_ratio + gaussian_nll(q[0], z, q[1]) - gaussian_nll(p[0], z, p[1])
         return self.decoder(h), log_ratio.unflatten(0, (-1, count))
+
+
+def _step(level: int) -> int:
+    """From the key of level 0 to that of this level, of 64 bits that wrap: multiples of 2^64 divided by the golden
+    ratio lie far apart, so that levels of neighbouring seeds do not meet."""
+    return (level * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63
 
 
 def _flat(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
