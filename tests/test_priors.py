@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -65,6 +66,7 @@ def test_flow_starts_as_standard_normal():
 @pytest.mark.parametrize("make", [lambda: MixturePrior((3,), 4), lambda: FlowPrior((3,), layers=2, hidden=8)])
 def test_draws_have_the_density(make):
     """E[f] over draws is the integral of f p, estimated over a wide Gaussian with importance weights."""
+    torch.manual_seed(0)
     prior = shaken(make(), 0.3)
     with torch.no_grad():
         drawn = prior.sample(40_000, seed=3)
@@ -137,3 +139,35 @@ def test_a_prior_is_trained_with_the_model():
 def test_flow_refuses_one_number():
     with pytest.raises(ValueError, match=r"at least 2 numbers for a flow, got \(1,\)"):
         FlowPrior((1,))
+
+
+def test_flow_from_the_meta_device():
+    """Its orders are in no state dict, and to_empty does not fill them."""
+    prior, z = shaken(FlowPrior((9,), layers=4, hidden=8)), z_of((9,))
+    state = prior.state_dict()
+    assert not [name for name in state if "order" in name]
+    with torch.device("meta"):
+        emptied, assigned = (FlowPrior((9,), layers=4, hidden=8).double() for _ in range(2))
+    emptied.to_empty(device="cpu").load_state_dict(state)
+    assigned.load_state_dict(state, assign=True)
+    for other in (emptied, assigned, copy.deepcopy(prior)):
+        for order in (0, 2):
+            assert torch.equal(getattr(other, f"order_{order}"), getattr(prior, f"order_{order}"))
+        assert torch.equal(other.log_prob(z), prior.log_prob(z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("components", [100, 500])
+def test_half_types_choose_every_component_as_often(components, dtype):
+    prior = MixturePrior((1,), components).to(dtype)
+    with torch.no_grad():
+        prior.mean.copy_(torch.arange(components)[:, None] - components // 2)  # which bfloat16 holds up to 256
+        z = prior.sample(2000 * components, seed=0, temperature=0.0)
+    assert z.dtype == dtype
+    counts = z.long().flatten().add(components // 2).bincount(minlength=components)
+    assert (counts - 2000).abs().max() < 5 * math.sqrt(2000)
+
+
+def test_mixture_refuses_a_negative_temperature():
+    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
+        MixturePrior((2,)).sample(1, temperature=-1)

@@ -23,19 +23,33 @@ class Prior(nn.Module):
         super().__init__()
         self.latent_shape = tuple(latent_shape)
 
-    def _noise(self, count: int, seed, extra: int = 0) -> torch.Tensor:
-        """[count, D + extra]."""
+    def _noise(self, count: int, seed) -> torch.Tensor:
+        """[count, D]."""
         like = next(self.parameters())
-        shape = count, math.prod(self.latent_shape) + extra
-        return standard_normal(shape, seed=seed, device=like.device, dtype=like.dtype)
+        return standard_normal((count, math.prod(self.latent_shape)), seed=seed, device=like.device, dtype=like.dtype)
+
+    def _mixture_noise(self, count: int, seed) -> torch.Tensor:
+        """[count, 1 + D], of `draw_mixture`."""
+        like = next(self.parameters())
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        shape = count, 1 + math.prod(self.latent_shape)
+        return standard_normal(shape, seed=seed, device=like.device, dtype=dtype)
 
 
 def draw_mixture(noise: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor, log_weights: torch.Tensor):
     """z [B, *event] of sum_k w_k N(mu_k, exp(logvar_k)), mu and logvar [K, *event], from standard normals [B, 1 + D]:
-    the first of each row chooses the component, through its own distribution function."""
-    edges = log_weights.softmax(0).cumsum(0)
+    the first of each row chooses the component, through its own distribution function. Noise and weights are float32
+    or float64, since half types have fewer numbers than a choice among hundreds takes; z is of mu's type."""
+    edges = log_weights.to(noise.dtype).softmax(0).cumsum(0)
     chosen = torch.searchsorted(edges, torch.special.ndtr(noise[:, 0].contiguous())).clamp(max=len(mu) - 1)
-    return mu[chosen] + torch.exp(0.5 * logvar[chosen]) * noise[:, 1:].reshape(-1, *mu.shape[1:])
+    return mu[chosen] + torch.exp(0.5 * logvar[chosen]) * noise[:, 1:].reshape(-1, *mu.shape[1:]).to(mu.dtype)
+
+
+def _scaled(logvar: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The log-variance of a standard deviation multiplied by temperature."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    return logvar + 2 * math.log(temperature) if temperature else torch.full_like(logvar, -math.inf)
 
 
 class MixturePrior(Prior):
@@ -62,8 +76,8 @@ class MixturePrior(Prior):
         self, count: int, *, seed=None, temperature: float = 1.0, encode: Callable | None = None
     ) -> torch.Tensor:
         """[count, *latent_shape]; temperature multiplies each component's standard deviation."""
-        logvar = self.logvar + 2 * math.log(temperature) if temperature else torch.full_like(self.logvar, -math.inf)
-        return draw_mixture(self._noise(count, seed, 1), self.mean, logvar, self.logits)
+        noise = self._mixture_noise(count, seed)
+        return draw_mixture(noise, self.mean, _scaled(self.logvar, temperature), self.logits)
 
 
 class VampPrior(Prior):
@@ -92,8 +106,8 @@ class VampPrior(Prior):
 
     def sample(self, count: int, *, seed=None, temperature: float = 1.0, encode: Callable) -> torch.Tensor:
         q = self._components(encode)
-        logvar = q.logvar + 2 * math.log(temperature) if temperature else torch.full_like(q.logvar, -math.inf)
-        return draw_mixture(self._noise(count, seed, 1), q.mean, logvar, logvar.new_zeros(len(logvar)))
+        logvar, noise = _scaled(q.logvar, temperature), self._mixture_noise(count, seed)
+        return draw_mixture(noise, q.mean, logvar, noise.new_zeros(len(logvar)))
 
 
 class _Coupling(nn.Module):
@@ -126,6 +140,16 @@ class _Coupling(nn.Module):
         return u.flip(1) if self.swap else u
 
 
+def _put_orders(flow: FlowPrior, incompatible_keys: object = None) -> None:
+    """The buffers of the orders, beside the parameters: neither `to_empty` nor a state dict brings what they hold."""
+    for name, order in flow._orders.items():
+        buffer, device = getattr(flow, name), next(flow.parameters()).device
+        if buffer.device != device:
+            setattr(flow, name, torch.tensor(order, device=device))
+        elif device.type != "meta":
+            buffer.copy_(torch.tensor(order, device="cpu"))  # in place, for CUDA graphs
+
+
 class FlowPrior(Prior):
     """A RealNVP (Dinh et al. 2017): log p(z) = log N(u | 0, I) + log |du/dz|, exactly, u and z each in one pass.
 
@@ -143,9 +167,19 @@ class FlowPrior(Prior):
         if size < 2:
             raise ValueError(f"latent_shape must hold at least 2 numbers for a flow, got {self.latent_shape}")
         self.couplings = nn.ModuleList(_Coupling(size, hidden, bool(i % 2)) for i in range(layers))
-        for i in range(0, layers, 2):  # the second of a pair moves what the first one kept
-            order = torch.randperm(size, generator=torch.Generator().manual_seed(i))
-            self.register_buffer(f"order_{i}", order, persistent=False)
+        # the second of a pair moves what the first one kept
+        self._orders = {
+            f"order_{i}": torch.randperm(size, generator=torch.Generator().manual_seed(i), device="cpu").tolist()
+            for i in range(0, layers, 2)
+        }
+        for name, order in self._orders.items():
+            self.register_buffer(name, torch.tensor(order), persistent=False)
+        self.register_load_state_dict_post_hook(_put_orders)
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        _put_orders(self)
+        return self
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """z [B, *latent_shape] -> (u [B, D], log |det du/dz| [B])."""
