@@ -272,6 +272,10 @@ def test_a_folder_is_the_tensor_of_its_images(tmp_path):
         (lambda: features.create("vgg"), ValueError, "'lite0', 'inception' or a callable, got 'vgg'"),
         (lambda: metrics.dci(torch.zeros(3, 2), torch.zeros(2, 2)), ValueError, r"got \[3, 2\] and \[2, 2\]"),
         (lambda: metrics.sap(torch.zeros(3, 1), torch.zeros(3, 1)), ValueError, "2 dimensions"),
+        (lambda: metrics.importance_nll(Counting(), torch.ones(2, 1), 0), ValueError, "samples must be at least 1"),
+        (lambda: metrics.importance_nll(Counting(), torch.ones(2, 1), chunk=0), ValueError, "chunk must be at least 1"),
+        (lambda: metrics.importance_nll(Counting(), torch.ones(0, 1)), ValueError, r"one datum, got shape \(0, 1\)"),
+        (lambda: metrics.posteriors(Counting(), torch.ones(0, 1)), ValueError, r"one sample, got shape \(0, 1\)"),
     ],
 )
 def test_errors(call, error, message):

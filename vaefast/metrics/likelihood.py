@@ -9,6 +9,7 @@ import torch
 from vaefast import nn
 from vaefast.metrics import estimate
 from vaefast.metrics.estimate import Estimate
+from vaefast.ops import _checks
 
 SAMPLES = 50
 LEVELS = 256
@@ -45,7 +46,14 @@ def importance_nll(
         x: held-out data [N, ...].
         samples: K.
         chunk: how many z are decoded at a time.
+
+    Raises:
+        TypeError, ValueError: for samples or chunk that is no whole number from 1 up, or no data.
     """
+    _checks.whole("samples", samples, 1)
+    _checks.whole("chunk", chunk, 1)
+    if len(x) == 0:
+        raise ValueError(f"x must hold at least one datum, got shape {tuple(x.shape)}")
     together = min(samples, chunk)
     batches = x.to(next(model.parameters()).device).split(max(chunk // together, 1))
     seeds = [seed * 2**20 + i for i in range(len(batches))]
