@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vaefast import models, sampling
+from vaefast import metrics, models, sampling
 from vaefast.nn import Gaussian
 
 QUICK = {
@@ -114,7 +114,32 @@ def test_images_in_bytes():
     torch.testing.assert_close(sampler.shift, moments.mean.mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_in_training_is_not_changed():
+    encoder = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval(), Same())
+    model = models.VAE(encoder, nn.Flatten(), (2, 1), Gaussian(logvar=0.0))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = 5 + torch.randn(50, 2)
+    sampling.create("flow", steps=1).fit(model, x)
+    metrics.posteriors(model, x)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert [module.training for module in encoder] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", sampling.NAMES)
+def test_state_of_a_sampler_among_other_modules(fitted, name):
+    sampler, quick = fitted[2][name], QUICK.get(name, {})
+    again = nn.ModuleDict({"sampler": sampling.create(name, **quick), "other": nn.Linear(2, 2)})
+    again.load_state_dict(nn.ModuleDict({"sampler": sampler, "other": nn.Linear(2, 2)}).state_dict())
+    assert torch.equal(again["sampler"].sample(50, seed=1), sampler.sample(50, seed=1))
+    unfitted = sampling.create(name, **quick)
+    unfitted.load_state_dict(sampling.create(name, **quick).state_dict())
+    with pytest.raises(RuntimeError, match="must be fitted before it samples"):
+        unfitted.sample(1)
+
+
 def test_refuses():
+    with pytest.raises(ValueError, match="halvings must be at least 1, got 0"):
+        sampling.create("two_stage", halvings=0)
     with pytest.raises(ValueError, match="sampler must be one of 'normal', 'gmm', 'two_stage', 'flow', got 'maf'"):
         sampling.create("maf")
     with pytest.raises(ValueError, match="on must be 'mean' or 'sample', got 'mode'"):
@@ -130,6 +155,11 @@ def test_refuses():
     one = models.create("dense", data_shape=(5,), latent=1)
     with pytest.raises(ValueError, match=r"at least 2 numbers for a flow, got \(1,\)"):
         sampling.create("flow").fit(one, torch.rand(9, 5))
+    for name in sampling.NAMES:
+        with pytest.raises(ValueError, match=r"x must hold at least one sample, got shape \(0, 5\)"):
+            sampling.create(name).fit(one, torch.rand(0, 5))
+    with pytest.raises(ValueError, match="x must hold at least 2 samples for a covariance, got 1"):
+        sampling.create("gmm", components=1).fit(one, torch.rand(1, 5))
     with pytest.raises(ValueError, match="components must be at most the number of samples 9, got 10"):
         sampling.create("gmm", components=10).fit(one, torch.rand(9, 5))
 

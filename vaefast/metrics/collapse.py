@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from vaefast import ops
+from vaefast._modes import evaluating
 from vaefast.metrics import estimate
 from vaefast.metrics.estimate import Estimate
 
@@ -23,12 +24,15 @@ class Posteriors(NamedTuple):
 
 @torch.no_grad()
 def posteriors(model: torch.nn.Module, x: torch.Tensor, *, chunk: int = 256) -> Posteriors:
-    """`model.encode` of data [N, ...], a chunk at a time, latents flattened.
+    """`model.encode` of data [N, ...], a chunk at a time, latents flattened; in `eval()`, and the model is not changed.
 
     Raises:
-        TypeError: for a model whose encode gives no Gaussian.
+        TypeError: for a model whose encode gives no Gaussian. ValueError: for no data.
     """
-    found = [model.encode(batch) for batch in x.to(next(model.parameters()).device).split(chunk)]
+    if len(x) == 0:
+        raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
+    with evaluating(model):
+        found = [model.encode(batch) for batch in x.to(next(model.parameters()).device).split(chunk)]
     if not (hasattr(found[0], "mean") and hasattr(found[0], "logvar")):
         raise TypeError(f"{type(model).__name__}.encode must give mean and logvar, got {type(found[0]).__name__}")
     return Posteriors(*(torch.cat([getattr(q, name).flatten(1) for q in found]) for name in Posteriors._fields))

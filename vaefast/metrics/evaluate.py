@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from vaefast._modes import evaluating
 from vaefast.data import spread
 from vaefast.info import versions
 from vaefast.metrics import (
@@ -198,16 +199,12 @@ def evaluate(
         ValueError: for a model whose samples are NaN.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         real = spread(test, samples)
         drawn = draw(model, samples, sampler=sampler, seed=seed)
         entries = compare(drawn, real, train, extractor=extractor, seed=seed, device=device, progress=progress)
         entries |= _latents(model, spread(test, _ENCODED), seed)
         entries |= _likelihood(model, spread(test, likelihood_images), importance_samples, seed)
-    finally:
-        model.train(training)
     return {name: entries[name] | {"seed": seed} for name in ROWS}
 
 

@@ -29,6 +29,8 @@ class GaussianMixture(Sampler):
         self.components, self.on = components, on
 
     def check(self, model: VAE, count: int) -> None:
+        if count < 2:
+            raise ValueError(f"x must hold at least 2 samples for a covariance, got {count}")
         if self.components > count:
             raise ValueError(f"components must be at most the number of samples {count}, got {self.components}")
 

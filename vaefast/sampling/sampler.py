@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from vaefast._modes import evaluating
 from vaefast.models import VAE
 from vaefast.ops import standard_normal
 
@@ -42,15 +43,18 @@ class Sampler(torch.nn.Module):
         self.register_buffer("shape", None)
 
     def fit(self, model: VAE, x: torch.Tensor, *, batch_size: int = 500) -> Sampler:
-        """Fit to q(z | x) of a data set x [N, *data_shape], encoded `batch_size` at a time; the model is not changed.
+        """Fit to q(z | x) of a data set x [N, *data_shape], encoded `batch_size` at a time in `eval()`; the model is
+        not changed.
 
         What is random follows `torch.manual_seed`. A half type's model has its sampler in float32.
 
         Raises:
-            TypeError, ValueError: as `check` does.
+            TypeError, ValueError: as `check` does, and for no samples.
         """
+        if len(x) == 0:
+            raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
         self.check(model, len(x))
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             found = [model.encode(rows.to(next(model.parameters()).device)) for rows in x.split(batch_size)]
             mean, std = (torch.cat(t).flatten(1) for t in ([q.mean for q in found], [q.std for q in found]))
             mean, std = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (mean, std))
@@ -74,10 +78,12 @@ class Sampler(torch.nn.Module):
         )
         return self._draw(noise, temperature * self.temperature).reshape(count, *self.shape.tolist())
 
-    def load_state_dict(self, state, strict: bool = True, assign: bool = False):
-        self._begin(state["shape"].tolist())
-        self.to(state["scale"].dtype)
-        return super().load_state_dict(state, strict, assign)
+    def _load_from_state_dict(self, state_dict, prefix, *options):
+        # here rather than in load_state_dict, which is called of the outermost module alone
+        if prefix + "shape" in state_dict:
+            self._begin(state_dict[prefix + "shape"].tolist())
+            self.to(state_dict[prefix + "scale"].dtype)
+        super()._load_from_state_dict(state_dict, prefix, *options)
 
     @property
     def _size(self) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from vaefast.models import VAE
 from vaefast.models.parts import glorot, he
 from vaefast.nn import OptimalSigmaGaussian
+from vaefast.ops import _checks
 from vaefast.sampling.sampler import Posteriors, Sampler
 
 
@@ -34,7 +35,8 @@ class TwoStage(Sampler):
 
     Args:
         hidden: units of encoder and decoder.
-        steps, batch_size, lr: of Adam; the learning rate is halved after each of `halvings` equal parts but the last.
+        steps, batch_size, lr: of Adam; the learning rate is halved after each of `halvings` equal parts but the last,
+            1 part at least.
             The paper trains for 800 epochs at 1e-4; the default is for a few thousand images and a few seconds.
     """
 
@@ -49,6 +51,7 @@ class TwoStage(Sampler):
         temperature: float = 1.0,
     ):
         super().__init__(temperature=temperature)
+        _checks.whole("halvings", halvings, 1)
         self.hidden, self.steps, self.batch_size, self.lr, self.halvings = hidden, steps, batch_size, lr, halvings
 
     def _build(self, size: int) -> None:
