@@ -144,6 +144,14 @@ def test_transforms_and_compile(compiler):
         close(actual, expected)
 
 
+def test_meta():
+    x = torch.empty(4, 3, device="meta", requires_grad=True)
+    assert vaefast.sliced_wasserstein(x, x[:2]).is_meta
+    assert vaefast.dip_moments(x, x).shape == (3, 3)
+    vaefast.dip_regulariser(x).backward()
+    assert x.grad.is_meta
+
+
 def test_edges():
     """One sample, identical points: right, and no NaN."""
     one = torch.ones(1, 3, requires_grad=True)
