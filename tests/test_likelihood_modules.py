@@ -170,6 +170,34 @@ def test_distribution_of_one_element():
     assert distributions.Bernoulli(torch.zeros(4)).log_prob(torch.ones(4)).shape == (4,)
 
 
+def test_distribution_of_no_dimension():
+    ours, theirs = distributions.Bernoulli(torch.tensor(0.3)), torch.distributions.Bernoulli(logits=torch.tensor(0.3))
+    for x in (torch.tensor(1.0), torch.tensor([1.0, 0.0]), ours.sample((2, 3))):
+        torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x))
+
+
+def test_distribution_of_numbers():
+    mu, x = torch.randn(2, 3), torch.randn(4, 2, 3)
+    for ours, theirs in (
+        (distributions.Gaussian(mu, 0.0), torch.distributions.Normal(mu, 1.0)),
+        (distributions.Gaussian(0.5, mu), torch.distributions.Normal(0.5, torch.exp(0.5 * mu))),
+        (
+            distributions.Gaussian(0.5, 0.0, event_ndim=0).expand((2, 3)),
+            torch.distributions.Normal(0.5, torch.ones(2, 3)),
+        ),
+        (distributions.Binomial(mu, 10), torch.distributions.Binomial(10, logits=mu)),
+    ):
+        value = x.abs().round() if isinstance(theirs, torch.distributions.Binomial) else x
+        expected = theirs.log_prob(value)
+        for dist in (ours, ours.expand((4, *ours.batch_shape))):
+            torch.testing.assert_close(dist.log_prob(value), expected.sum(2) if ours.event_shape else expected)
+
+
+def test_a_mixture_of_one_level_is_refused():
+    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+        distributions.DiscretizedLogisticMixture(torch.zeros(1, 3, 2), 1, levels=1)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

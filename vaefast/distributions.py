@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributions import Distribution, Independent
 from vaefast import ops
 from vaefast.nn.latent import halves
 from vaefast.nn.likelihoods import TABLE, Row
-from vaefast.ops import draw_seed, kl_normal, kl_standard_normal, rsample
+from vaefast.ops import _checks, draw_seed, kl_normal, kl_standard_normal, rsample
 from vaefast.ops.logistic import LOG_SCALE_FLOOR
 from vaefast.reference import logistic_mixture
 from vaefast.reference.gaussian import compute_dtype
@@ -150,7 +151,8 @@ class Fused(Independent):
     """torch's own distribution, over whose event one op sums log_prob: what Independent(base, event_ndim) is.
 
     Args:
-        parameters: those of the class's row in `vaefast.nn.likelihoods.TABLE`, which broadcast.
+        parameters: those of the class's row in `vaefast.nn.likelihoods.TABLE`, which broadcast; numbers
+            stand for the same everywhere.
         event_ndim: how many trailing dimensions are the event; by default all but the first.
 
     log_prob(value) is differentiable in the parameters and the value: [*n, *batch] for value [*n, *batch, *event], in
@@ -160,23 +162,32 @@ class Fused(Independent):
     row: Row
 
     def __init__(self, *parameters: torch.Tensor, event_ndim: int | None = None, validate_args: bool | None = None):
-        base = self.row.base(*parameters)
+        like = next((p for p in parameters if torch.is_tensor(p) and p.is_floating_point()), torch.empty(()))
+        tensors = [torch.as_tensor(p, dtype=like.dtype, device=like.device) if _number(p) else p for p in parameters]
+        base = self.row.base(*tensors)
         super().__init__(base, max(len(base.batch_shape) - 1, 0) if event_ndim is None else event_ndim, validate_args)
-        self.parameters = parameters
+        self.parameters = tensors[0], *parameters[1:]  # a number of trials stays exact, also beside half types
 
     def expand(self, batch_shape, _instance=None) -> Fused:
         shape = torch.Size(batch_shape) + self.event_shape
         options = {"event_ndim": self.reinterpreted_batch_ndims, "validate_args": False}
-        expanded = type(self)(*[p.expand(shape) for p in self.parameters], **options)
+        expanded = type(self)(*[p if _number(p) else p.expand(shape) for p in self.parameters], **options)
         expanded._validate_args = self._validate_args
         return expanded
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        batch_ndim = max(value.ndim, len(self.base_dist.batch_shape)) - self.reinterpreted_batch_ndims
+        ndim = max(value.ndim, len(self.base_dist.batch_shape))
+        batch_ndim = max(ndim, 1) - self.reinterpreted_batch_ndims
         first, *others = self.parameters
-        return -getattr(ops, self.row.function)(first, value, *others, batch_ndim=batch_ndim)
+        first = first if first.ndim else first[None]  # the functions take no 0-d tensor
+        result = -getattr(ops, self.row.function)(first, value, *others, batch_ndim=batch_ndim)
+        return result if ndim else result[0]
+
+
+def _number(parameter: object) -> bool:
+    return isinstance(parameter, numbers.Real)
 
 
 def _distribution(row: Row) -> type[Fused]:
@@ -244,7 +255,7 @@ class DiscretizedLogisticMixture(_Planes):
     it may lie past ±1.
 
     Raises:
-        ValueError: for a number of planes that is neither 10 n nor 3 n.
+        TypeError, ValueError: for a number of planes that is neither 10 n nor 3 n, or levels that are no int from 2 up.
     """
 
     def __init__(
@@ -256,6 +267,7 @@ class DiscretizedLogisticMixture(_Planes):
         batch_ndim: int = 1,
         validate_args: bool | None = None,
     ):
+        _checks.whole("levels", levels, 2)
         planes = params.shape[batch_ndim]
         if planes not in (3 * n_mixtures, 10 * n_mixtures):
             raise ValueError(f"params must have 3 or 10 times {n_mixtures} planes at {batch_ndim}, got {planes}")
