@@ -39,10 +39,11 @@ class Prior(nn.Module):
 def draw_mixture(noise: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor, log_weights: torch.Tensor):
     """z [B, *event] of sum_k w_k N(mu_k, exp(logvar_k)), mu and logvar [K, *event], from standard normals [B, 1 + D]:
     the first of each row chooses the component, through its own distribution function. Noise and weights are float32
-    or float64, since half types have fewer numbers than a choice among hundreds takes; z is of mu's type."""
+    or float64, since half types have fewer numbers than a choice among hundreds takes; z has the wider type of noise
+    and mu."""
     edges = log_weights.to(noise.dtype).softmax(0).cumsum(0)
     chosen = torch.searchsorted(edges, torch.special.ndtr(noise[:, 0].contiguous())).clamp(max=len(mu) - 1)
-    return mu[chosen] + torch.exp(0.5 * logvar[chosen]) * noise[:, 1:].reshape(-1, *mu.shape[1:]).to(mu.dtype)
+    return mu[chosen] + torch.exp(0.5 * logvar[chosen]) * noise[:, 1:].reshape(-1, *mu.shape[1:])
 
 
 def _scaled(logvar: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -77,7 +78,8 @@ class MixturePrior(Prior):
     ) -> torch.Tensor:
         """[count, *latent_shape]; temperature multiplies each component's standard deviation."""
         noise = self._mixture_noise(count, seed)
-        return draw_mixture(noise, self.mean, _scaled(self.logvar, temperature), self.logits)
+        z = draw_mixture(noise, self.mean, _scaled(self.logvar, temperature), self.logits)
+        return z.to(self.mean.dtype)
 
 
 class VampPrior(Prior):
@@ -107,7 +109,8 @@ class VampPrior(Prior):
     def sample(self, count: int, *, seed=None, temperature: float = 1.0, encode: Callable) -> torch.Tensor:
         q = self._components(encode)
         logvar, noise = _scaled(q.logvar, temperature), self._mixture_noise(count, seed)
-        return draw_mixture(noise, q.mean, logvar, noise.new_zeros(len(logvar)))
+        z = draw_mixture(noise, q.mean, logvar, noise.new_zeros(len(logvar)))
+        return z.to(self.pseudo_inputs.dtype)  # under autocast the encoder's is another
 
 
 class _Coupling(nn.Module):
