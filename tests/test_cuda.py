@@ -33,7 +33,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import vaefast
 from vaefast import _extension
-from vaefast._layout import readable
+from vaefast._layout import plain, readable
 from vaefast.reference.noise import standard_normal
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +91,7 @@ def emulated(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("_C", module)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    loaded.attach(_extension._DTYPES, readable)
+    loaded.attach(_extension._DTYPES, readable, plain)
     return Emulated(loaded)
 
 
