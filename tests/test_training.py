@@ -435,8 +435,8 @@ def few(data, tmp_path_factory) -> dict:
         ),
         ({"model_options": "encoder_hidden=[8] bounded=no"}, "model 'dense': bounded must be true or false, got 'no'"),
         (
-            {"model_options": 'likelihood_options={"wait":1}'},
-            "model 'dense': Bernoulli: unknown option wait; did you mean weight",
+            {"model_options": 'likelihood_options={"valid":1}'},
+            "model 'dense': Bernoulli: unknown option valid; did you mean validate",
         ),
         (
             {"objective_options": "betta=4"},

@@ -9,7 +9,7 @@ struct ELBOForward : Density<2, 0, 0, 1, false, 2> {  // (nll, kl) -> loss; p: b
   VAEFAST_MAP { sum[0] = (in[0] + in[1] * p[0]) * p[1]; }
 };
 
-struct ELBOBackward : Density<2, 1, 2, 0, false, 2> {  // (nll, kl; grad) -> grad_nll, grad_kl
+struct ELBOBackward : Density<0, 1, 2, 0, false, 2> {  // (; grad) -> grad_nll, grad_kl
   VAEFAST_MAP {
     out[0] = row[0] * p[1];
     out[1] = out[0] * p[0];
