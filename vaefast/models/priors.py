@@ -23,16 +23,11 @@ class Prior(nn.Module):
         super().__init__()
         self.latent_shape = tuple(latent_shape)
 
-    def _noise(self, count: int, seed) -> torch.Tensor:
-        """[count, D]."""
+    def _noise(self, count: int, seed, choice: bool = False) -> torch.Tensor:
+        """[count, D]; with a choice [count, 1 + D] and at least float32, as `draw_mixture` takes it."""
         like = next(self.parameters())
-        return standard_normal((count, math.prod(self.latent_shape)), seed=seed, device=like.device, dtype=like.dtype)
-
-    def _mixture_noise(self, count: int, seed) -> torch.Tensor:
-        """[count, 1 + D], of `draw_mixture`."""
-        like = next(self.parameters())
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        shape = count, 1 + math.prod(self.latent_shape)
+        dtype = torch.promote_types(like.dtype, torch.float32) if choice else like.dtype
+        shape = count, choice + math.prod(self.latent_shape)
         return standard_normal(shape, seed=seed, device=like.device, dtype=dtype)
 
 
@@ -77,7 +72,7 @@ class MixturePrior(Prior):
         self, count: int, *, seed=None, temperature: float = 1.0, encode: Callable | None = None
     ) -> torch.Tensor:
         """[count, *latent_shape]; temperature multiplies each component's standard deviation."""
-        noise = self._mixture_noise(count, seed)
+        noise = self._noise(count, seed, choice=True)
         z = draw_mixture(noise, self.mean, _scaled(self.logvar, temperature), self.logits)
         return z.to(self.mean.dtype)
 
@@ -108,7 +103,7 @@ class VampPrior(Prior):
 
     def sample(self, count: int, *, seed=None, temperature: float = 1.0, encode: Callable) -> torch.Tensor:
         q = self._components(encode)
-        logvar, noise = _scaled(q.logvar, temperature), self._mixture_noise(count, seed)
+        logvar, noise = _scaled(q.logvar, temperature), self._noise(count, seed, choice=True)
         z = draw_mixture(noise, q.mean, logvar, noise.new_zeros(len(logvar)))
         return z.to(self.pseudo_inputs.dtype)  # under autocast the encoder's is another
 

@@ -56,8 +56,7 @@ class VAE(Pretrained, torch.nn.Module):
         prior: torch.nn.Module | None = None,
     ):
         super().__init__()
-        if getattr(likelihood, "reduction", "none") != "none":
-            raise ValueError(f"likelihood must have reduction 'none', got {likelihood.reduction!r}")
+        _checks.unreduced(likelihood)
         self.encoder = encoder
         self.latent = GaussianLatent(logvar_bounds=DiagonalGaussian.logvar_bounds)
         self.decoder = decoder

@@ -36,12 +36,10 @@ class ELBOLoss(torch.nn.Module):
         logvar_bounds: tuple[float, float] | None = None,
     ):
         super().__init__()
-        if getattr(likelihood, "reduction", "none") != "none":
-            raise ValueError(f"likelihood must have reduction 'none', got {likelihood.reduction!r}")
+        _checks.unreduced(likelihood)
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
-        if reduction == "none" and (free_bits is not None or capacity is not None):
-            raise ValueError("reduction must be 'mean' or 'sum' with free_bits or capacity, which are of the batch")
+        _checks.reduced(reduction, free_bits, capacity)
         _checks.bounds(logvar_bounds)
         self.likelihood = likelihood
         self.beta, self.capacity = beta, capacity

@@ -74,6 +74,17 @@ def halved_dim(moments: object, dim: object, ndim: object) -> int:
     return axis
 
 
+def unreduced(likelihood: object) -> None:
+    if getattr(likelihood, "reduction", "none") != "none":
+        raise ValueError(f"likelihood must have reduction 'none', got {likelihood.reduction!r}")
+
+
+def reduced(reduction: str, free_bits: object, capacity: object) -> None:
+    """Free bits and a capacity are of the batch, not of a sample."""
+    if reduction == "none" and (free_bits is not None or capacity is not None):
+        raise ValueError("reduction must be 'mean' or 'sum' with free_bits or capacity, which are of the batch")
+
+
 def bounds(value: object) -> tuple[float, float]:
     """(lo, hi) of logvar_bounds; None is no bound."""
     if value is None:

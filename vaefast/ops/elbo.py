@@ -133,8 +133,7 @@ def elbo_loss(
     _per_sample("nll", nll)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if reduction == "none" and (free_bits is not None or capacity is not None):
-        raise ValueError("reduction must be 'mean' or 'sum' with free_bits or capacity, which are of the batch")
+    _checks.reduced(reduction, free_bits, capacity)
     if (mu is None) != (logvar is None):
         raise ValueError("mu and logvar must be given together")
     if mu is None and (kl is None or free_bits is not None):
