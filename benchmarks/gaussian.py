@@ -117,7 +117,7 @@ def cases(device: str) -> list[Case]:
     - 2^24: 32 bytes an element (12 forward, 20 backward) = 537 MB, half of it fresh pages: 25 ms at a copy's 22 GB/s;
       arithmetic 20 ms on each of two threads, which overlaps. Eager moves 208 bytes an element, torch.compile 40 to 48.
     - hier_kl: 6.6e6 elements x 32 bytes = 211 MB, 10 ms at 22 GB/s, where the forward writes the gradients, as it
-      does for the 33 largest of 43 groups, 99 % of all; two passes, which torch.compile takes, are 317 MB. 43 Functions
+      does for the 33 largest of 43 groups, 98 % of all; two passes, which torch.compile takes, are 317 MB. 43 Functions
       are 1 to 2 ms more, which its one graph does not pay.
     - on a GPU: the same bytes at the speed of a device copy; below about 2^20 elements the launches.
     """
