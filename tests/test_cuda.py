@@ -34,6 +34,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import vaefast
 from vaefast import _extension
 from vaefast._layout import plain, readable
+from vaefast.ops._define import TABLE as OPS
+from vaefast.reference.gaussian import compute_dtype, kl_normal_with_gradient
 from vaefast.reference.noise import standard_normal
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +130,34 @@ def test_bits_do_not_depend_on_the_strides(backend, shape, dtype):
     mu, logvar = torch.randn(2, *shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     dense, strided = (vaefast.rsample_kl(f(mu), f(logvar), seed=1) for f in (torch.clone, lambda t: t.mT.clone().mT))
     assert all(torch.equal(a, b) for a, b in zip(dense, strided, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 7, 20_001])
+def test_reduced_loss(backend, dtype, batch):
+    pairs = torch.randn(batch, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    leaves = [t.requires_grad_() for t in pairs.unbind(1)]  # strided
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    loss, truth = vaefast.elbo_loss(*leaves, beta=0.5).loss, (wide[0] + 0.5 * wide[1]).mean()
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(
+        *[torch.autograd.grad(3 * o, t) for o, t in ((loss, leaves), (truth, wide))], strict=True
+    ):
+        assert_accurate(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 3), (7, 301), (2, 20_001)])
+def test_gradients_beside_the_divergence(backend, shape, dtype):
+    tensors = torch.randn(4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensors = [t.mT.clone().mT if i % 2 else t for i, t in enumerate(tensors)]
+    grad, rest = torch.linspace(-1, 2, shape[0]), (1, -1.5, 1.5)
+    op, wanted = OPS["kl_normal_with_gradient"], [True, True, False, True]
+    actual = op(grad.to(compute_dtype(dtype)), *tensors, *rest, wanted)
+    expected = kl_normal_with_gradient(grad.double(), *[t.double() for t in tensors], *rest)
+    assert actual[2].numel() == 0
+    for i in (0, 1, 3, 4):
+        assert_accurate(actual[i], expected[i], sums=i == 4)
 
 
 for _test in (test_pairs.test_values_and_gradients, *test_pairs.OF_THE_WALK):
