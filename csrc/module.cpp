@@ -1,10 +1,14 @@
 // vaefast._C: the walks, called with pointers, sizes and strides. No PyTorch header, so one module serves every torch.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include <algorithm>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "build_facts.h"
@@ -76,10 +80,37 @@ const std::vector<InstructionSet>& sets() {
 
 const InstructionSet* chosen = nullptr;
 
-// Tensors are read through their Python attributes; vaefast/_extension.py hands these over when it loads the module.
+// What PyTorch lends to other C code, from dlpack.h: how a tensor lies in memory, and how that is asked without Python.
+struct DLTensor {
+  void* data;
+  struct {
+    int32_t type, index;
+  } device;
+  int32_t ndim;
+  struct {
+    uint8_t code, bits;
+    uint16_t lanes;
+  } dtype;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct DLPackExchangeAPI {
+  struct {
+    uint32_t major, minor;
+  } version;
+  void *older, *allocate, *own, *give;
+  int (*view)(PyObject* tensor, DLTensor* to);  // -1: a Python error is pending
+};
+
+// PyTorch's objects, as far as this module calls them.
 struct Torch {
-  PyObject *is_contiguous, *is_neg, *data_ptr, *dtype, *shape, *readable, *plain;
-  PyObject* dtypes[kDTypes];  // in the order of DType
+  PyObject *is_contiguous, *is_neg, *data_ptr, *dtype, *shape, *new_empty, *get_device;  // names
+  PyObject *readable, *plain;                                                            // of vaefast/_layout.py
+  PyObject* unwrap;
+  PyObject *empty_like, *contiguous_format, *cuda_stream;
+  PyObject *memory_format, *dtype_only;  // names of one keyword
+  PyObject* dtypes[kDTypes];             // in the order of DType
+  int (*view)(PyObject*, DLTensor*);  // null: this PyTorch does not lend it, and tensors are read by their attributes
 } torch_;
 
 // A new reference that is dropped at the end of its scope; null is the pending Python error.
@@ -102,135 +133,219 @@ int64_t integer(PyObject* object) {
   return value;
 }
 
-DType dtype(PyObject* tensor) {
-  py::object found = owned(PyObject_GetAttr(tensor, torch_.dtype));
-  for (int i = 0; i < kDTypes; ++i)
-    if (found.ptr() == torch_.dtypes[i]) return static_cast<DType>(i);
-  throw py::type_error("a walk takes no tensor of this type");
+double number(PyObject* object) {
+  double value = PyFloat_AsDouble(object);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
 }
 
-int64_t product(PyObject* shape, int64_t from, int64_t to) {
-  int64_t result = 1;
-  for (int64_t i = from; i < to; ++i) result *= integer(PyTuple_GET_ITEM(shape, i));
-  return result;
-}
+// How a tensor lies in memory, for as long as it lives and nobody changes it.
+class Tensor {
+ public:
+  void* data;
+  DType dtype;
+  int64_t ndim;
+  const int64_t* shape;
+  bool contiguous;
+  PyObject* object;
 
-bool is_contiguous(PyObject* tensor) { return method(tensor, torch_.is_contiguous).ptr() == Py_True; }
+  explicit Tensor(PyObject* tensor) : object(tensor) {
+    DLTensor lent;
+    if (torch_.view && torch_.view(tensor, &lent) == 0 && known(lent))
+      take(lent);
+    else
+      ask();
+  }
+  Tensor(const Tensor&) = delete;
 
-// Whether its memory holds its values: not those of a negative that PyTorch has put off, nor of zeros without memory.
-bool is_plain(PyObject* tensor, const void* data) {
-  return data != nullptr && method(tensor, torch_.is_neg).ptr() != Py_True;
-}
+  int64_t product(int64_t from, int64_t to) const {
+    int64_t result = 1;
+    for (int64_t i = from; i < to; ++i) result *= shape[i];
+    return result;
+  }
+  int64_t product(int64_t from) const { return product(from, ndim); }
 
-// Where a tensor that is read has its values; `keep` holds what had to be made for it.
-void* read_pointer(PyObject* tensor, std::vector<py::object>& keep) {
-  void* data = pointer(tensor);
-  if (is_plain(tensor, data)) return data;
-  keep.push_back(py::reinterpret_borrow<py::object>(torch_.plain)(py::handle(tensor)));
+ private:
+  std::vector<int64_t> sizes_;
+  py::object unwrapped_;
+
+  bool known(const DLTensor& lent) {
+    constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6;
+    switch (lent.dtype.code << 8 | lent.dtype.bits) {
+      case kFloat << 8 | 32:
+        return (dtype = DType::float32, true);
+      case kFloat << 8 | 64:
+        return (dtype = DType::float64, true);
+      case kFloat << 8 | 16:
+        return (dtype = DType::float16, true);
+      case kBFloat << 8 | 16:
+        return (dtype = DType::bfloat16, true);
+      case kUInt << 8 | 8:
+        return (dtype = DType::uint8, true);
+      case kInt << 8 | 32:
+        return (dtype = DType::int32, true);
+      case kInt << 8 | 64:
+        return (dtype = DType::int64, true);
+      case kBool << 8 | 8:
+        return (dtype = DType::boolean, true);
+      default:
+        return false;
+    }
+  }
+
+  void take(const DLTensor& lent) {
+    data = static_cast<char*>(lent.data) + lent.byte_offset;
+    ndim = lent.ndim;
+    shape = lent.shape;
+    contiguous = true;
+    int64_t expected = 1;
+    for (int64_t i = ndim - 1; i >= 0; --i) {
+      if (shape[i] == 0) {
+        contiguous = true;
+        return;
+      }
+      if (shape[i] != 1 && lent.strides[i] != expected) contiguous = false;
+      expected *= shape[i];
+    }
+  }
+
+  void ask() {
+    PyErr_Clear();
+    unwrapped_ = owned(PyObject_CallOneArg(torch_.unwrap, object));  // what a transform of torch.func has left behind
+    object = unwrapped_.ptr();
+    data = pointer(object);
+    py::object type = owned(PyObject_GetAttr(object, torch_.dtype));
+    int i = 0;
+    while (i < kDTypes && type.ptr() != torch_.dtypes[i]) ++i;
+    if (i == kDTypes) throw py::type_error("a walk takes no tensor of this type");
+    dtype = static_cast<DType>(i);
+    py::object sizes = owned(PyObject_GetAttr(object, torch_.shape));
+    ndim = PyTuple_GET_SIZE(sizes.ptr());
+    for (int64_t d = 0; d < ndim; ++d) sizes_.push_back(integer(PyTuple_GET_ITEM(sizes.ptr(), d)));
+    shape = sizes_.data();
+    contiguous = method(object, torch_.is_contiguous).ptr() == Py_True;
+  }
+};
+
+// Where a tensor that is read has its values: not those of a negative that PyTorch has put off, nor of zeros without
+// memory, which are made; `keep` holds them.
+void* read_pointer(const Tensor& seen, std::vector<py::object>& keep) {
+  if (seen.data != nullptr && method(seen.object, torch_.is_neg).ptr() != Py_True) return seen.data;
+  keep.push_back(owned(PyObject_CallOneArg(torch_.plain, seen.object)));
   return pointer(keep.back().ptr());
 }
 
-// A call of a walk, as Python makes it: the walk itself, and what must live until it has run.
+// An elementwise argument of a walk: a tensor, a half of its chunk(2, dim), or all its planes along dim, of which each
+// is an argument of the walk's shape.
+struct Argument {
+  PyObject* tensor;
+  int64_t dim = -1, half = -1;
+
+  Argument(PyObject* tensor, int64_t dim) : tensor(tensor), dim(dim) {}
+  // A tensor, (tensor, dim, which half) or (tensor, dim).
+  explicit Argument(PyObject* given) : tensor(given) {
+    if (!PyTuple_Check(given)) return;
+    tensor = PyTuple_GET_ITEM(given, 0);
+    dim = integer(PyTuple_GET_ITEM(given, 1));
+    if (PyTuple_GET_SIZE(given) == 3) half = integer(PyTuple_GET_ITEM(given, 2));
+  }
+
+  bool whole() const { return dim < 0; }
+  bool planes() const { return dim >= 0 && half < 0; }
+  // How many pieces along its dimension it takes or is taken from.
+  int64_t parts(const Tensor& seen) const { return whole() ? 1 : planes() ? seen.shape[dim] : 2; }
+  py::object for_python() const {
+    py::handle t = tensor;
+    if (whole()) return py::reinterpret_borrow<py::object>(t);
+    return planes() ? py::object(py::make_tuple(t, dim)) : py::object(py::make_tuple(t, dim, half));
+  }
+};
+
+// A call of the `rows` walk: the walk itself, and what must live until it has run.
 struct Call {
   Walk walk{};  // outputs that nobody asked for stay null
   std::vector<py::object> keep;
-  int batch_ndim, row_levels;
+  int64_t batch_ndim;
+  int row_levels;  // of strides that the walk knows among the rows
 
-  // row_levels: of strides that the walk knows among the rows
-  Call(int row_levels, int batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs, const py::tuple& outputs,
-       const py::tuple& row_outputs, const py::object& seed, const py::tuple& params, const py::object& weight)
-      : batch_ndim(batch_ndim), row_levels(row_levels) {
-    py::object first = (inputs.empty() ? outputs : inputs)[0];  // its shape is that of all
-    PyObject* head = PyTuple_Check(first.ptr()) ? PyTuple_GET_ITEM(first.ptr(), 0) : first.ptr();
-    py::object shape = owned(PyObject_GetAttr(head, torch_.shape));
-    walk.rows = product(shape.ptr(), 0, batch_ndim);
-    walk.cols = product(shape.ptr(), batch_ndim, PyTuple_GET_SIZE(shape.ptr())) / parts(first.ptr(), shape.ptr());
-    walk.wide = dtype(head) == DType::float64;
-    elements(inputs, walk.inputs);
-    if (!weight.is_none()) element(weight.ptr(), &walk.weight);
-    elements(outputs, walk.outputs);
-    rows(row_inputs, walk.row_inputs);
-    rows(row_outputs, walk.row_outputs);
+  // first: the argument whose shape is that of all
+  Call(int row_levels, int64_t batch_ndim, const Argument& first) : batch_ndim(batch_ndim), row_levels(row_levels) {
+    Tensor seen(first.tensor);
+    walk.rows = seen.product(0, batch_ndim);
+    walk.cols = seen.product(batch_ndim) / first.parts(seen);
+    walk.wide = seen.dtype == DType::float64;
+  }
+
+  // As vaefast/ops calls a walk.
+  Call(int row_levels, int64_t batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs,
+       const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed, const py::tuple& params,
+       const py::object& weight)
+      : Call(row_levels, batch_ndim, Argument(PyTuple_GetItem((inputs.empty() ? outputs : inputs).ptr(), 0))) {
+    limit(inputs.size(), kMaxElements), limit(outputs.size(), kMaxElements);
+    limit(row_inputs.size(), kMaxRows), limit(row_outputs.size(), kMaxRows), limit(params.size(), kMaxParams);
+    for (size_t i = 0; i < inputs.size(); ++i) element(Argument(inputs[i].ptr()), walk.inputs[i]);
+    if (!weight.is_none()) element(Argument(weight.ptr()), walk.weight);
+    for (size_t i = 0; i < outputs.size(); ++i)
+      if (!outputs[i].is_none()) element(Argument(outputs[i].ptr()), walk.outputs[i]);
+    for (size_t i = 0; i < row_inputs.size(); ++i) row(row_inputs[i].ptr(), walk.row_inputs[i]);
+    for (size_t i = 0; i < row_outputs.size(); ++i) row(row_outputs[i].ptr(), walk.row_outputs[i]);
     if (!seed.is_none()) walk.seed = static_cast<const int64_t*>(pointer(seed.ptr()));
-    limit(params, kMaxParams);
-    for (size_t i = 0; i < params.size(); ++i) {
-      walk.params[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(params.ptr(), i));
-      if (PyErr_Occurred()) throw py::error_already_set();
+    for (size_t i = 0; i < params.size(); ++i) walk.params[i] = number(params[i].ptr());
+  }
+
+  static void limit(size_t count, int most) {
+    if (count > static_cast<size_t>(most)) throw py::value_error("too many arguments for a walk");
+  }
+
+  void element(const Argument& argument, Elements& to) {
+    Tensor seen(argument.tensor);
+    to = {nullptr, seen.dtype, {kAll, 0, walk.cols}, {walk.cols, 0, 1}};
+    if (!seen.contiguous) {
+      PyObject* tensor = strided(argument, to);
+      to.data = read_pointer(Tensor(tensor), keep);
+      return;
     }
-  }
-
-  void limit(const py::tuple& tensors, int most) {
-    if (tensors.size() > static_cast<size_t>(most)) throw py::value_error("too many arguments for a walk");
-  }
-
-  void elements(const py::tuple& tensors, Elements* to) {
-    limit(tensors, kMaxElements);
-    for (size_t i = 0; i < tensors.size(); ++i) element(PyTuple_GET_ITEM(tensors.ptr(), i), to + i);
-  }
-
-  static bool has_planes(PyObject* argument) { return PyTuple_Check(argument) && PyTuple_GET_SIZE(argument) == 2; }
-
-  // How many pieces along its dimension an argument takes or is taken from: planes, halves, or 1 for a tensor.
-  static int64_t parts(PyObject* argument, PyObject* shape) {
-    if (!PyTuple_Check(argument)) return 1;
-    return has_planes(argument) ? integer(PyTuple_GET_ITEM(shape, integer(PyTuple_GET_ITEM(argument, 1)))) : 2;
-  }
-
-  // A tensor, None for an output that nobody asked for, (tensor, dim, which) for a half of its chunk(2, dim), or
-  // (tensor, dim) for all planes along a dimension, of which each is an argument of the walk's shape.
-  void element(PyObject* argument, Elements* to) {
-    if (argument == Py_None) return;
-    bool part = PyTuple_Check(argument);
-    PyObject* tensor = part ? PyTuple_GET_ITEM(argument, 0) : argument;
-    *to = {nullptr, dtype(tensor), {kAll, 0, walk.cols}, {walk.cols, 0, 1}};
     int64_t offset = 0;
-    if (!is_contiguous(tensor)) {
-      tensor = strided(argument, to);
-    } else if (part) {
-      py::object shape = owned(PyObject_GetAttr(tensor, torch_.shape));
-      int64_t dim = integer(PyTuple_GET_ITEM(argument, 1)), count = parts(argument, shape.ptr());
-      int64_t segment = product(shape.ptr(), dim, PyTuple_GET_SIZE(shape.ptr())) / count;
-      to->row.stride = count * walk.cols;
-      to->col.segment = segment;
-      to->col.segment_stride = count * segment;
-      if (has_planes(argument)) {
-        to->planes = count;
-        to->plane_stride = segment;
+    if (!argument.whole()) {
+      int64_t count = argument.parts(seen), segment = seen.product(argument.dim) / count;
+      to.row.stride = count * walk.cols;
+      to.col.segment = segment;
+      to.col.segment_stride = count * segment;
+      if (argument.planes()) {
+        to.planes = count;
+        to.plane_stride = segment;
       } else {
-        offset = integer(PyTuple_GET_ITEM(argument, 2)) * segment * kSizes[static_cast<int>(to->dtype)];
+        offset = argument.half * segment * kSizes[static_cast<int>(to.dtype)];
       }
     }
-    to->data = static_cast<char*>(read_pointer(tensor, keep)) + offset;
+    to.data = static_cast<char*>(read_pointer(seen, keep)) + offset;
   }
 
   // Python finds the layout of what is not contiguous, or copies; returns the tensor to read.
-  PyObject* strided(PyObject* argument, Elements* to) {
+  PyObject* strided(const Argument& argument, Elements& to) {
     keep.push_back(
-        py::reinterpret_borrow<py::object>(torch_.readable)(py::handle(argument), batch_ndim, walk.cols, row_levels));
+        py::reinterpret_borrow<py::object>(torch_.readable)(argument.for_python(), batch_ndim, walk.cols, row_levels));
     PyObject* layout = PyTuple_GET_ITEM(keep.back().ptr(), 1);
     int64_t level[6];
     for (int i = 0; i < 6; ++i) level[i] = integer(PyTuple_GET_ITEM(layout, i));
-    to->row = {level[4], level[5], level[0]};
-    to->col = {level[1], level[2], level[3]};
+    to.row = {level[4], level[5], level[0]};
+    to.col = {level[1], level[2], level[3]};
     PyObject* tensor = PyTuple_GET_ITEM(keep.back().ptr(), 0);
-    if (has_planes(argument)) {
+    if (argument.planes()) {
       auto read = py::reinterpret_borrow<py::object>(tensor);
-      py::handle dim = PyTuple_GET_ITEM(argument, 1);
-      to->planes = read.attr("size")(dim).cast<int64_t>();
-      to->plane_stride = read.attr("stride")(dim).cast<int64_t>();
+      to.planes = read.attr("size")(argument.dim).cast<int64_t>();
+      to.plane_stride = read.attr("stride")(argument.dim).cast<int64_t>();
     }
     return tensor;
   }
 
-  void rows(const py::tuple& tensors, Rows* to) {
-    limit(tensors, kMaxRows);
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      py::object tensor = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(tensors.ptr(), i));
-      if (!is_contiguous(tensor.ptr())) {
-        keep.push_back(tensor.attr("contiguous")());
-        tensor = keep.back();
-      }
-      to[i] = {read_pointer(tensor.ptr(), keep), 1};
+  void row(PyObject* tensor, Rows& to) {
+    Tensor seen(tensor);
+    if (seen.contiguous) {
+      to = {read_pointer(seen, keep), 1};
+    } else {
+      keep.push_back(py::reinterpret_borrow<py::object>(tensor).attr("contiguous")());
+      to = {read_pointer(Tensor(keep.back().ptr()), keep), 1};
     }
   }
 };
@@ -242,13 +357,13 @@ struct PairsCall {
   std::vector<py::object> keep;
   py::object scratch;
 
-  PairsCall(const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers,
-            bool symmetric, int64_t first) {
+  PairsCall(const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers, bool symmetric,
+            int64_t first) {
     void* data[12] = {};
     if (tensors.size() != 12) throw py::value_error("the pairs walk takes 12 tensors");
     for (int i = 0; i < 12; ++i) {
       PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
-      if (tensor != Py_None) data[i] = read_pointer(tensor, keep);
+      if (tensor != Py_None) data[i] = read_pointer(Tensor(tensor), keep);
     }
     pairs.points = data[0], pairs.centres = data[1], pairs.logvar = data[2], pairs.log_weights = data[3];
     pairs.value = data[4], pairs.values = data[5], pairs.grad_value = data[6], pairs.grad_values = data[7];
@@ -258,11 +373,9 @@ struct PairsCall {
     for (const py::handle& number : numbers) scales.push_back(number.cast<double>());
     pairs.scales = scales.data(), pairs.scale_count = static_cast<int>(scales.size());
     py::object points = tensors[0], centres = tensors[1], grad = tensors[6];
-    py::object row_shape = owned(PyObject_GetAttr(points.ptr(), torch_.shape));
-    py::object col_shape = owned(PyObject_GetAttr(centres.ptr(), torch_.shape));
-    pairs.rows = product(row_shape.ptr(), 0, 1), pairs.cols = product(col_shape.ptr(), 0, 1);
-    pairs.dims = product(row_shape.ptr(), 1, 2);
-    pairs.wide = dtype(points.ptr()) == DType::float64;
+    Tensor row_points(points.ptr()), col_points(centres.ptr());
+    pairs.rows = row_points.shape[0], pairs.cols = col_points.shape[0], pairs.dims = row_points.shape[1];
+    pairs.wide = row_points.dtype == DType::float64;
     pairs.backward = !grad.is_none();  // not by the pointer, which is null where there are no rows
   }
 
@@ -281,16 +394,174 @@ int thread_count() {
 #endif
 }
 
-// Runs a walk, which says whether it knows the density, while Python's other threads go on.
+// Runs a walk, which says whether it knows the density; while Python's other threads go on, unless it is over before
+// they could.
 template <class Run>
-void run(const char* density, Run walk) {
+void run(const char* density, bool short_, Run walk) {
   bool known;
   {
-    py::gil_scoped_release release;
+    std::optional<py::gil_scoped_release> release;
+    if (!short_) release.emplace();
     known = walk();
   }
   if (!known) throw py::key_error(std::string("no density named ") + density);
 }
+
+void run_on_cpu(const char* density, Call& call) {
+  constexpr int64_t kShort = 4096;  // elements, some microseconds
+  bool is_short = call.walk.rows * call.walk.cols <= kShort;
+  run(density, is_short, [&] { return chosen->run_rows(density, call.walk, thread_count()); });
+}
+
+#ifdef VAEFAST_HAS_CUDA
+void* stream_of(int device) {
+  py::object stream = owned(PyObject_CallFunction(torch_.cuda_stream, "i", device));
+  return PyLong_AsVoidPtr(stream.ptr());
+}
+
+// first_sum: the tensor of the first sums per row, null where there are none
+void run_on_cuda(const char* density, Call& call, int64_t sums, PyObject* first_sum, int device, void* stream) {
+  int64_t pieces = sums ? cuda::pieces(density, call.walk) : 1;
+  if (pieces > 1) {  // PyTorch's memory: ordered by the stream, and a CUDA graph's own while one is captured
+    call.keep.push_back(py::handle(first_sum).attr("new_empty")(sums * call.walk.rows * pieces));
+    call.walk.pieces = pointer(call.keep.back().ptr());
+  }
+  run(density, false, [&] { return cuda::run_rows(density, call.walk, device, stream); });
+}
+#endif
+
+// --- an op's fused body ---
+
+// vaefast/ops/_define.py, Body, for the walks of this module: the same in C, which costs a small op a third of its
+// time.
+struct Body {
+  struct Output {
+    int like, wanted;  // the argument whose shape and type it has; its place in the list of those wanted, or -1
+    bool planes, written;
+  };
+  std::string density, roles;  // a letter for each argument
+  std::vector<Output> outputs;
+  int sums;
+  py::object rest;  // fills the outputs that are wanted and that the density does not write; None where there are none
+  bool cuda;
+
+  py::object operator()(PyObject* const* given, size_t count) const {
+    if (count != roles.size()) throw py::type_error("an op was called with another number of arguments");
+    int64_t batch_ndim = 1;
+    PyObject* wanted = nullptr;
+    for (size_t i = 0; i < count; ++i) {
+      if (roles[i] == 'b') batch_ndim = integer(given[i]);
+      if (roles[i] == 'w') wanted = given[i];
+    }
+    PyObject* first = given[roles.find_first_of("epl")];
+    Call call(cuda ? 1 : 2, batch_ndim, argument(given, roles.find_first_of("epl"), batch_ndim));
+    int elements = 0, rows = 0, params = 0;
+    for (size_t i = 0; i < count; ++i) switch (roles[i]) {
+        case 'e':
+        case 'p':
+          call.element(argument(given, i, batch_ndim), call.walk.inputs[elements++]);
+          break;
+        case 'm':
+          if (given[i] != Py_None) call.element(Argument(given[i]), call.walk.weight);
+          break;
+        case 'r':
+          call.row(given[i], call.walk.row_inputs[rows++]);
+          break;
+        case 's':
+          call.walk.seed = static_cast<const int64_t*>(Tensor(given[i]).data);
+          break;
+        case 'n':
+          call.walk.params[params++] = number(given[i]);
+          break;
+      }
+    py::tuple made(outputs.size() + sums);
+    bool unwritten = false;
+    int written = 0;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const Output& output = outputs[i];
+      bool asked = output.wanted < 0 || is_true(wanted, output.wanted);
+      py::object tensor = asked ? empty_like(given[output.like]) : new_empty(given[output.like], py::int_(0), nullptr);
+      if (output.written) {
+        Elements& to = call.walk.outputs[written++];
+        if (asked) call.element(Argument(tensor.ptr(), output.planes ? batch_ndim : -1), to);
+      } else {
+        unwritten |= asked;
+      }
+      made[i] = std::move(tensor);
+    }
+    for (int i = 0; i < sums; ++i) {
+      py::object tensor = empty_rows(first, batch_ndim);
+      call.row(tensor.ptr(), call.walk.row_outputs[i]);
+      made[outputs.size() + i] = std::move(tensor);
+    }
+    run_walk(call, first, sums ? PyTuple_GET_ITEM(made.ptr(), outputs.size()) : nullptr);
+    if (unwritten) {
+      py::tuple arguments(count);
+      for (size_t i = 0; i < count; ++i) arguments[i] = py::handle(given[i]);
+      rest(arguments, made);
+    }
+    return made.size() == 1 ? py::object(made[0]) : py::object(std::move(made));
+  }
+
+ private:
+  Argument argument(PyObject* const* given, size_t i, int64_t batch_ndim) const {
+    return Argument(given[i], roles[i] == 'p' ? batch_ndim : -1);
+  }
+
+  static bool is_true(PyObject* wanted, int i) {
+    py::object item = owned(PySequence_GetItem(wanted, i));
+    return item.ptr() == Py_True;
+  }
+
+  static py::object empty_like(PyObject* tensor) {
+    if (Tensor(tensor).contiguous) return owned(PyObject_CallOneArg(torch_.empty_like, tensor));
+    PyObject* arguments[] = {tensor, torch_.contiguous_format};
+    return owned(PyObject_Vectorcall(torch_.empty_like, arguments, 1, torch_.memory_format));
+  }
+
+  static py::object new_empty(PyObject* tensor, const py::object& shape, PyObject* dtype) {
+    PyObject* arguments[] = {tensor, shape.ptr(), dtype};
+    return owned(PyObject_VectorcallMethod(torch_.new_empty, arguments, 2, dtype ? torch_.dtype_only : nullptr));
+  }
+
+  // One number per row, in the compute type of `like`.
+  static py::object empty_rows(PyObject* like, int64_t batch_ndim) {
+    Tensor seen(like);
+    bool half = seen.dtype == DType::float16 || seen.dtype == DType::bfloat16;
+    PyObject* dtype = half ? torch_.dtypes[static_cast<int>(DType::float32)] : nullptr;
+    if (batch_ndim == 1) return new_empty(like, py::int_(seen.shape[0]), dtype);
+    py::tuple shape(batch_ndim);
+    for (int64_t i = 0; i < batch_ndim; ++i) shape[i] = seen.shape[i];
+    return new_empty(like, shape, dtype);
+  }
+
+  void run_walk(Call& call, PyObject* first, PyObject* first_sum) const {
+#ifdef VAEFAST_HAS_CUDA
+    if (cuda) {
+      int device = static_cast<int>(integer(method(first, torch_.get_device).ptr()));
+      return run_on_cuda(density.c_str(), call, sums, first_sum, device, stream_of(device));
+    }
+#endif
+    (void)first, (void)first_sum;
+    run_on_cpu(density.c_str(), call);
+  }
+};
+
+PyObject* call_body(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  try {
+    return (*static_cast<const Body*>(PyCapsule_GetPointer(self, nullptr)))(given, count).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef body_method = {"body", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_body)),
+                           METH_FASTCALL, nullptr};
 
 }  // namespace
 
@@ -327,16 +598,45 @@ PYBIND11_MODULE(_C, m) {
     }
   m.attr("instruction_sets") = py::tuple(names);  // those that this machine runs, best first
 
-  m.def("attach", [](const py::tuple& dtypes, const py::object& readable, const py::object& plain) {
-    torch_ = {PyUnicode_InternFromString("is_contiguous"),
-              PyUnicode_InternFromString("is_neg"),
-              PyUnicode_InternFromString("data_ptr"),
-              PyUnicode_InternFromString("dtype"),
-              PyUnicode_InternFromString("shape"),
-              readable.inc_ref().ptr(),
-              plain.inc_ref().ptr(),
-              {}};
-    for (int i = 0; i < kDTypes; ++i) torch_.dtypes[i] = py::object(dtypes[i]).inc_ref().ptr();
+  // dtypes: in the order of DType. exchange: torch.Tensor's capsule of this name, or None. cuda_stream(device): the
+  // address of the current one.
+  m.def("attach", [](const py::tuple& dtypes, const py::object& readable, const py::object& plain,
+                     const py::object& exchange, const py::object& cuda_stream) {
+    auto name = [](const char* text) { return PyUnicode_InternFromString(text); };
+    auto keyword = [&](const char* text) { return py::make_tuple(py::reinterpret_steal<py::str>(name(text))); };
+    py::module_ torch = py::module_::import("torch");
+    torch_.is_contiguous = name("is_contiguous"), torch_.is_neg = name("is_neg"), torch_.data_ptr = name("data_ptr");
+    torch_.dtype = name("dtype"), torch_.shape = name("shape"), torch_.get_device = name("get_device");
+    torch_.new_empty = name("new_empty");
+    torch_.memory_format = keyword("memory_format").release().ptr();
+    torch_.dtype_only = keyword("dtype").release().ptr();
+    torch_.readable = py::object(readable).release().ptr(), torch_.plain = py::object(plain).release().ptr();
+    torch_.unwrap = torch.attr("_C").attr("_functorch").attr("unwrap_if_dead").cast<py::object>().release().ptr();
+    torch_.cuda_stream = py::object(cuda_stream).release().ptr();
+    torch_.empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
+    torch_.contiguous_format = torch.attr("contiguous_format").cast<py::object>().release().ptr();
+    for (int i = 0; i < kDTypes; ++i) torch_.dtypes[i] = py::object(dtypes[i]).release().ptr();
+    torch_.view = nullptr;
+    if (!exchange.is_none()) {
+      auto api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
+      if (api == nullptr) throw py::error_already_set();
+      if (api->version.major == 1) torch_.view = api->view;
+    }
+  });
+
+  // density, a letter per argument, (like, place in wanted, planes, written) per output, sums, rest, on CUDA
+  m.def("body", [](std::string density, std::string roles, const std::vector<std::tuple<int, int, bool, bool>>& outputs,
+                   int sums, py::object rest, bool cuda) {
+    Call::limit(std::count(roles.begin(), roles.end(), 'e') + std::count(roles.begin(), roles.end(), 'p'),
+                kMaxElements);
+    Call::limit(outputs.size(), kMaxElements), Call::limit(sums, kMaxRows);
+    Call::limit(std::count(roles.begin(), roles.end(), 'r'), kMaxRows);
+    Call::limit(std::count(roles.begin(), roles.end(), 'n'), kMaxParams);
+    auto body = new Body{std::move(density), std::move(roles), {}, sums, std::move(rest), cuda};
+    for (const auto& [like, wanted, planes, written] : outputs)
+      body->outputs.push_back({like, wanted, planes, written});
+    py::capsule self(body, [](void* pointer) { delete static_cast<Body*>(pointer); });
+    return owned(PyCFunction_New(&body_method, self.ptr()));
   });
 
   m.def("use_instruction_set", [](const std::string& name) {
@@ -354,17 +654,17 @@ PYBIND11_MODULE(_C, m) {
          const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed, const py::tuple& params,
          const py::object& weight) {
         Call call(2, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
-        run(density, [&] { return chosen->run_rows(density, call.walk, thread_count()); });
+        run_on_cpu(density, call);
       },
       VAEFAST_WALK_ARGUMENTS);
 
   m.def(
       "cpu_pairs",
-      [](const char* density, const py::tuple& tensors, double every, double own, double next,
-         const py::tuple& numbers, bool symmetric, int64_t first) {
+      [](const char* density, const py::tuple& tensors, double every, double own, double next, const py::tuple& numbers,
+         bool symmetric, int64_t first) {
         PairsCall call(tensors, every, own, next, numbers, symmetric, first);
         call.allocate(tensors, call.pairs.scratch_size());
-        run(density, [&] { return chosen->run_pairs(density, call.pairs, thread_count()); });
+        run(density, false, [&] { return chosen->run_pairs(density, call.pairs, thread_count()); });
       },
       VAEFAST_PAIRS_ARGUMENTS);
 
@@ -375,12 +675,8 @@ PYBIND11_MODULE(_C, m) {
          const py::tuple& row_inputs, const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed,
          const py::tuple& params, const py::object& weight) {
         Call call(1, batch_ndim, inputs, row_inputs, outputs, row_outputs, seed, params, weight);
-        int64_t pieces = row_outputs.empty() ? 1 : cuda::pieces(density, call.walk);
-        if (pieces > 1) {  // PyTorch's memory: ordered by the stream, and a CUDA graph's own while one is captured
-          call.keep.push_back(row_outputs[0].attr("new_empty")(row_outputs.size() * call.walk.rows * pieces));
-          call.walk.pieces = pointer(call.keep.back().ptr());
-        }
-        run(density, [&] { return cuda::run_rows(density, call.walk, device, reinterpret_cast<void*>(stream)); });
+        PyObject* first_sum = row_outputs.empty() ? nullptr : PyTuple_GET_ITEM(row_outputs.ptr(), 0);
+        run_on_cuda(density, call, row_outputs.size(), first_sum, device, reinterpret_cast<void*>(stream));
       },
       py::arg("device"), py::arg("stream"), VAEFAST_WALK_ARGUMENTS);
 
@@ -390,7 +686,8 @@ PYBIND11_MODULE(_C, m) {
          double next, const py::tuple& numbers, bool symmetric, int64_t first) {
         PairsCall call(tensors, every, own, next, numbers, symmetric, first);
         call.allocate(tensors, cuda::pairs_scratch(density, call.pairs));
-        run(density, [&] { return cuda::run_pairs(density, call.pairs, device, reinterpret_cast<void*>(stream)); });
+        run(density, false,
+            [&] { return cuda::run_pairs(density, call.pairs, device, reinterpret_cast<void*>(stream)); });
       },
       py::arg("device"), py::arg("stream"), VAEFAST_PAIRS_ARGUMENTS);
 #endif

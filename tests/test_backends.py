@@ -110,7 +110,7 @@ def test_automatic_is_the_first_that_can(monkeypatch):
             return self.reason
 
     def chosen(device, **reasons):
-        monkeypatch.setattr(_backends, "_module", lambda name: Fake(reasons.get(name)))
+        monkeypatch.setattr(_backends, "module", lambda name: Fake(reasons.get(name)))
         return _backends.choose("rsample_forward", device)
 
     assert chosen("cuda") == "cuda"
@@ -164,7 +164,7 @@ def reload(monkeypatch):
 
     def forget():
         _extension._load.cache_clear()
-        _backends._chosen.clear()
+        _backends.ready.clear()
 
     monkeypatch.delattr(vaefast, "_C", raising=False)
     forget()

@@ -12,9 +12,8 @@ from samples import cotangents, gradients, seed_tensor
 from strategies import shapes, strided
 
 import vaefast
-from vaefast import _backends
+from vaefast import _extension
 from vaefast._layout import Layout, readable, rows_and_cols
-from vaefast.ops._define import TABLE
 from vaefast.reference.noise import standard_normal
 
 
@@ -154,8 +153,7 @@ def test_noise_past_2_32_elements(backend):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        walk = _backends.walk(TABLE["standard_normal"].density, "cpu")
-        walk("standard_normal", 1, (), (), (out.expand(rows, cols),), (), seed_tensor(3, 1), ())
+        _extension.cpu.rows("standard_normal", 1, (), (), (out.expand(rows, cols),), (), seed_tensor(3, 1), ())
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(out, standard_normal(seed_tensor(3, 1), (cols,), first=(rows - 1) * cols))
@@ -193,3 +191,66 @@ def test_gradients_that_are_put_off(backend):
         (plain,) = torch.autograd.grad((z * -3).sum(), logvar, retain_graph=True)
         (lazy,) = torch.autograd.grad(z, logvar, torch._neg_view(torch.full((4, 3), 3.0)))
         torch.testing.assert_close(lazy, plain)
+
+
+def _left_behind(tensor):
+    """The wrapper that a transform of torch.func gives its function, kept past the transform."""
+    kept = []
+    torch.func.grad(lambda x: (kept.append(x), x.sum())[1])(tensor)
+    return kept[0]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_a_transform_left_behind(backend):
+    mu, logvar = torch.randn(4, 3), torch.randn(4, 3).requires_grad_()
+    with vaefast.use_backend(backend):
+        for call in (
+            lambda x: vaefast.rsample_kl(x, logvar, seed=1)[0],
+            lambda x: vaefast.kl_standard_normal(x.t(), logvar.t()),
+            lambda x: vaefast.bernoulli_nll(logvar, x.sigmoid()),
+        ):
+            found, expected = call(_left_behind(mu)), call(mu)
+            torch.testing.assert_close(found, expected)
+            grads = [torch.autograd.grad(value.sum(), logvar)[0] for value in (found, expected)]
+            torch.testing.assert_close(*grads)
+
+
+# --- a PyTorch that lends no pointers: the compiled module then reads a tensor's attributes ---
+
+
+@pytest.fixture
+def attributes_only(monkeypatch):
+    module = _extension.module()
+    if module is None:
+        pytest.skip("no compiled module")
+    monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+    _extension.attach(module, None)
+    yield
+    monkeypatch.undo()
+    _extension.attach(module, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_tensors_read_by_their_attributes(attributes_only, dtype):
+    logits = torch.randn(4, 6, 5).to(dtype).requires_grad_()
+    mu = torch.randn(5, 4).to(dtype).t()  # strided
+    for x in (torch.rand(4, 1, 5), torch.randint(256, (4, 6, 5), dtype=torch.uint8), torch.rand(4, 6, 5) < 0.5):
+        calls = (
+            lambda: vaefast.bernoulli_nll(logits, x, batch_ndim=2),  # noqa: B023 - called in this turn of the loop
+            lambda: vaefast.rsample_kl(mu, logits[:, 0], seed=1)[1],
+            lambda: vaefast.rsample_kl_moments(logits, 1, seed=1)[1],
+            lambda: vaefast.categorical_nll(logits, torch.zeros(4, 5, dtype=torch.int64)),
+        )
+        for call in calls:
+            found = call()
+            (grad,) = torch.autograd.grad(found.sum(), logits)
+            with vaefast.use_backend("reference"):
+                expected = call()
+                (expected_grad,) = torch.autograd.grad(expected.sum(), logits)
+            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(grad, expected_grad)
+
+
+def test_a_type_that_no_walk_takes(attributes_only):
+    with pytest.raises(TypeError, match="takes no tensor of this type"):
+        _extension.cpu.rows("standard_normal", 0, (), (), (torch.empty(2, dtype=torch.complex64),), (), None, ())

@@ -13,14 +13,15 @@ NAMES = ("cuda", "triton", "cpu", "reference")
 _AUTOMATIC = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}  # device type: preference; `reference` follows
 
 _asked: str | None = None  # what use_backend set; process-wide, since autograd runs backward on threads of its own
-_chosen: dict[tuple[str, str], Callable | None] = {}  # (op, device type): its walk; None is the reference
+ready: dict[tuple[str, str], Callable] = {}  # (op, device type): what runs it, as long as the choice stands
 
 
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot run the op; the message says why."""
 
 
-def _module(backend: str):
+def module(backend: str):
+    """What has the backend's walks."""
     if backend == "triton":
         from vaefast import kernels
 
@@ -32,7 +33,7 @@ def _module(backend: str):
 
 def why_not(backend: str, op: str, device_type: str) -> str | None:
     """None where `backend` can run `op` on tensors of this device type, else the reason in one sentence."""
-    return None if backend == "reference" else _module(backend).why_not(op, device_type)
+    return None if backend == "reference" else module(backend).why_not(op, device_type)
 
 
 def asked() -> str | None:
@@ -53,16 +54,6 @@ def choose(op: str, device_type: str) -> str:
     if reason is not None:
         raise BackendError(f"backend {name!r} was asked for but cannot run {op} on {device_type} tensors: {reason}")
     return name
-
-
-def walk(op: str, device_type: str, kind: str = "rows") -> Callable | None:
-    """The function that runs the op's walk, which is of this kind, or None for the reference."""
-    try:
-        return _chosen[op, device_type]
-    except KeyError:
-        name = choose(op, device_type)
-        found = None if name == "reference" else getattr(_module(name), kind)
-        return _chosen.setdefault((op, device_type), found)
 
 
 def _check(name: object, argument: str) -> str:
@@ -94,7 +85,7 @@ class use_backend:  # noqa: N801 - used like torch.set_grad_enabled
         global _asked
         self.previous.append(_asked)
         _asked = self.name
-        _chosen.clear()
+        ready.clear()
 
     def __enter__(self) -> None:
         if not self._new:
@@ -104,4 +95,4 @@ class use_backend:  # noqa: N801 - used like torch.set_grad_enabled
     def __exit__(self, *exc_info) -> None:
         global _asked
         _asked = self.previous.pop()
-        _chosen.clear()
+        ready.clear()

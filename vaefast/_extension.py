@@ -28,6 +28,12 @@ class LoadWarning(RuntimeWarning):
     """The compiled module was built but does not load."""
 
 
+def attach(_C, cuda_stream) -> None:
+    """Hand the module what it calls of PyTorch. `cuda_stream(device index)`: the address of the current stream."""
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)  # in some releases of PyTorch 2.10 on
+    _C.attach(_DTYPES, readable, plain, exchange, cuda_stream)
+
+
 @functools.cache
 def _load():
     """(module, None), or (None, why not)."""
@@ -42,7 +48,7 @@ def _load():
         reason = f"the compiled module was built but does not load: {error}"
         warnings.warn(f"vaefast: {reason}. Slower backends run instead.", LoadWarning, stacklevel=2)
         return None, reason
-    _C.attach(_DTYPES, readable, plain)
+    attach(_C, getattr(torch._C, "_cuda_getCurrentRawStream", None))
     if asked := os.environ.get("VAEFAST_ISA"):
         if asked not in _C.instruction_sets:
             raise ValueError(f"VAEFAST_ISA must be one of {', '.join(_C.instruction_sets)} here, got {asked!r}")
@@ -74,6 +80,9 @@ def instruction_set() -> str:
 
 class _Compiled:
     device: str
+
+    def body(self, body):
+        return body.in_c(module(), self.device == "cuda")
 
     def why_not(self, density: str, device_type: str) -> str | None:
         if module() is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 
 import torch
 from torch.compiler import is_compiling
 
 from vaefast import _backends
+from vaefast.ops._body import Body, Output, empty_rows
 from vaefast.reference.gaussian import compute_dtype
 from vaefast.reference.noise import standard_normal
 
@@ -30,8 +33,9 @@ class Op:
     call: the op itself, torch.ops.vaefast.<name>.default.
     run: what it calls, the chosen backend.
     reference(*args): the mathematics in pure PyTorch.
-    fused(walk, *args): allocates the outputs and calls `walk(density, ...)`, which a backend provides. With a walk
-        that does nothing it is the op's fake implementation, so shapes and dtypes are said once.
+    fused(walk, *args): allocates the outputs and calls `walk(density, ...)`, which a backend provides; a Body where
+        that is all. With a walk that does nothing it is the op's fake implementation, so shapes and dtypes are said
+        once.
     """
 
     name: str
@@ -74,10 +78,7 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
     density = name if density is None else density
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-    def run(*args):
-        found = _backends.walk(density, args[0].device.type, walk)  # every op's first argument is a tensor
-        if found is not None:
-            return fused(found, *args)
+    def of_reference(*args):
         with torch.no_grad():  # the op's result has no graph; create_graph=True calls the reference itself
             result = reference(*args)
         # it follows its inputs' strides, while fused bodies and the fake are contiguous
@@ -85,36 +86,30 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
             return result.contiguous()
         return type(result)([t.contiguous() for t in result])
 
+    def prepare(device_type):
+        backend = _backends.choose(density, device_type)
+        if backend == "reference":
+            found = of_reference
+        else:
+            module = _backends.module(backend)
+            in_c = getattr(module, "body", None) if isinstance(fused, Body) else None
+            found = in_c(fused) if in_c else functools.partial(fused, getattr(module, walk))
+        return ready.setdefault((name, device_type), found)
+
+    ready = _backends.ready
+
+    def run(*args):
+        first = args[0]  # every op's is a tensor
+        device_type = "cpu" if first.is_cpu else first.device.type  # the latter takes a quarter of a microsecond
+        return (ready.get((name, device_type)) or prepare(device_type))(*args)
+
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vaefast::{name}", lambda *args: fused(_no_walk, *args), lib=_library)
     TABLE[name] = Op(name, density, walk, reference, fused, getattr(torch.ops.vaefast, name).default, run)
     return TABLE[name]
 
 
-def tuple_of(names) -> str:
-    """The text of a tuple of these."""
-    return f"({''.join(f'{n}, ' for n in names)})"
-
-
-def function(signature: str, *lines: str | list[str], **names) -> Callable:
-    """A function from its text, as dataclasses make theirs: a body that loops over its arguments costs a small op
-    3 of 40 microseconds. `names`: what the text knows beside the two makers of tensors."""
-    body = [line for part in lines for line in ([part] if isinstance(part, str) else part)]
-    scope = {"empty_like": empty_like, "empty_rows": empty_rows, **names}
-    exec("\n    ".join([f"def {signature}:", *body]), scope)
-    return scope[signature[: signature.index("(")]]
-
-
-def empty_like(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def empty_rows(like: torch.Tensor, batch_ndim: int) -> torch.Tensor:
-    shape = like.shape
-    shape = shape[0] if batch_ndim == 1 else shape[:batch_ndim]
-    dtype = like.dtype
-    wide = compute_dtype(dtype)
-    return like.new_empty(shape) if wide is dtype else like.new_empty(shape, dtype=wide)
+_ROLES = {"row": "r", "shape": "l", "seed": "s"}
 
 
 def define_rows(
@@ -131,47 +126,42 @@ def define_rows(
 
     Args:
         tensors: the tensor arguments in order, separated by blanks. `row:x` is one number per row (the shape of the
-            batch), `seed` the noise's seed, any other an elementwise input [*batch, *event].
+            batch), `shape:x` has only its shape and type read, `seed` is the noise's seed, any other an elementwise
+            input [*batch, *event].
         like: for each elementwise output, the input whose shape and dtype it has.
         row_outputs: how many per-row sums come after them, float32 (float64 for float64 inputs).
         params: floats that come after the tensors and, where there is anything per row, after `int batch_ndim`.
         wanted: the op takes `bool[] wanted` last, and an elementwise output that is not is a tensor of no elements.
         reference: called with the op's arguments but `wanted`, `seed` replaced by the noise itself.
     """
-    kinds = ["row" if t.startswith("row:") else "seed" if t == "seed" else "element" for t in tensors.split()]
-    names = [t.removeprefix("row:") for t in tensors.split()]
-    elements = [n for n, kind in zip(names, kinds, strict=True) if kind == "element"]
-    rows = [n for n, kind in zip(names, kinds, strict=True) if kind == "row"]
-    seed = kinds.index("seed") if "seed" in kinds else None
-    first = names.index(elements[0])
-    asked = " if wanted[{}] else None" if wanted else ""
-    outputs = {f"out{i}": f"empty_like({n})" + asked.format(i) for i, n in enumerate(like.split())}
-    sums = {f"sum{i}": f"empty_rows({elements[0]}, batch_ndim)" for i in range(row_outputs)}
-    by_row = bool(rows or sums)
-    fused = function(
-        f"fused(walk, {', '.join([*names, *['batch_ndim'] * by_row, *params, *['wanted'] * wanted])})",
-        [f"{name} = {value}" for name, value in {**outputs, **sums}.items()],
-        f"walk({name!r}, {'batch_ndim' if by_row else 1}, {tuple_of(elements)}, {tuple_of(rows)}, {tuple_of(outputs)},"
-        f" {tuple_of(sums)}, {'seed' if seed is not None else None}, {tuple_of(params)})",
-        [f"{out} = {names[0]}.new_empty(0) if {out} is None else {out}" for out in outputs if wanted],
-        f"return {', '.join([*outputs, *sums])}",
-    )
+    roles = "".join([_ROLES.get(t.split(":")[0], "e") for t in tensors.split()])
+    names = [t.split(":")[-1] for t in tensors.split()]
+    first, seed = re.search("[el]", roles).start(), roles.find("s")
+    outputs = [Output(names.index(n), i if wanted else -1) for i, n in enumerate(like.split())]
+    by_row = "r" in roles or row_outputs
+    body = Body(name, roles + "b" * bool(by_row) + "n" * len(params) + "w" * wanted, tuple(outputs), row_outputs)
 
     def of_arguments(*args):
         if wanted:
             *args, want = args
-            want = [*want, *[True] * len(sums)]
+            want = [*want, *[True] * row_outputs]
             return tuple([out if w else out.new_empty(0) for out, w in zip(reference(*args), want, strict=True)])
-        if seed is None:
+        if seed < 0:
             return reference(*args)
         eps = standard_normal(args[seed], args[first].shape, compute_dtype(args[first].dtype))
         return reference(*args[:seed], eps, *args[seed + 1 :])
 
-    arguments = [f"Tensor {n}" for n in names] + ["int batch_ndim"] * by_row + [f"float {p}" for p in params]
+    arguments = [f"Tensor {n}" for n in names] + ["int batch_ndim"] * bool(by_row) + [f"float {p}" for p in params]
     arguments += ["bool[] wanted"] * wanted
-    returns = ", ".join(["Tensor"] * (len(outputs) + len(sums)))
+    returns = ", ".join(["Tensor"] * (len(outputs) + row_outputs))
     returns = f"({returns})" if "," in returns else returns
-    return define(f"{name}({', '.join(arguments)}) -> {returns}", reference=of_arguments, fused=fused)
+    return define(f"{name}({', '.join(arguments)}) -> {returns}", reference=of_arguments, fused=body)
+
+
+class _Function(torch.autograd.Function):
+    """One that is applied outside torch.func's transforms, since `transformed()` is asked before."""
+
+    apply = vars(torch._C._FunctionBase)["apply"]  # Function.apply looks for transforms once more
 
 
 def differentiable(
@@ -194,7 +184,7 @@ def differentiable(
     several, past = backward.outputs > 1, 1 + backward.outputs
     nones = [None] * (len(arguments) - backward.outputs)
 
-    class Function(torch.autograd.Function):
+    class Function(_Function):
         @staticmethod
         def forward(ctx, *args):
             ctx.constants = args[tensors:]
@@ -210,7 +200,7 @@ def differentiable(
             result = backward.for_grads(*grads)(*grads, *ctx.saved_tensors, *ctx.constants)
             return (*result, *nones) if several else (result, *nones)
 
-    class Hinted(torch.autograd.Function):
+    class Hinted(_Function):
         @staticmethod
         def forward(ctx, expected_grad, *args):
             ctx.constants = args[tensors:]
@@ -244,10 +234,7 @@ def differentiable(
 def _released(ctx) -> bool:
     """Let go what was saved, so that a leaf takes its gradient uncopied; False with retain_graph, which keeps it."""
     ctx.maybe_clear_saved_tensors()
-    try:
-        return ctx._raw_saved_tensors is None
-    except RuntimeError:
-        return True
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 WORTH = 32768  # elements below which a second pass costs less than what it takes to write a gradient in the first

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 
 from vaefast.ops import _checks
-from vaefast.ops._define import define, differentiable, distinct, function, hint, transformed, tuple_of
+from vaefast.ops._body import Body, Output
+from vaefast.ops._define import define, differentiable, distinct, hint, transformed
 from vaefast.reference.gaussian import compute_dtype
 
 
@@ -74,13 +75,13 @@ class Likelihood:
         self.forward = define(
             f"{name}_forward({arguments}, Tensor? weight, int batch_ndim{constants}) -> Tensor",
             reference=self._reference_forward,
-            fused=self._fused("forward"),
+            fused=self._body("forward"),
         )
         self.backward = define(
             f"{name}_backward(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants}, bool[] wanted)"
             f" -> ({', '.join(['Tensor'] * self.count)})",  # where not wanted, a tensor of no elements
             reference=self._reference_backward,
-            fused=self._fused("backward"),
+            fused=self._body("backward"),
         )
         self.with_gradient = None
         if with_gradient:
@@ -88,7 +89,7 @@ class Likelihood:
                 f"{name}_with_gradient(Tensor grad_nll, {arguments}, Tensor? weight, int batch_ndim{constants},"
                 f" bool[] wanted) -> ({', '.join(['Tensor'] * (self.count + 1))})",
                 reference=self._reference_with_gradient,
-                fused=self._fused("with_gradient"),
+                fused=self._body("with_gradient"),
             )
         self.function = differentiable(
             name, self.forward, self.backward, self.count + 1, with_gradient=self.with_gradient
@@ -124,43 +125,23 @@ class Likelihood:
     def _reference_with_gradient(self, grad_nll, *args):
         return *self._reference_backward(grad_nll, *args), self._reference_forward(*args[:-1])
 
-    def _fused(self, density: str) -> Callable:
-        """The fused body of the op, from its text; of "forward", or one of those that are told the gradient per sample
-        and which gradients are wanted."""
-        planes = [f"({n}, batch_ndim)" if has else n for n, has in zip(self.names, self.has_planes, strict=True)]
-        arguments = [*self.names, "weight", "batch_ndim", *self.params]
-        inputs, params, nll = tuple_of(planes), tuple_of(self.params), f"nll = empty_rows({self.names[0]}, batch_ndim)"
-        head = f"walk('{self.name}_{density}', batch_ndim, {inputs}"
+    def _body(self, density: str) -> Body:
+        """The fused body of "forward", or of those that are told the gradient per sample and which are wanted."""
+        tensors = "".join(["p" if has else "e" for has in self.has_planes])
+        name, constants = f"{self.name}_{density}", "mb" + "n" * len(self.params)
         if density == "forward":
-            call = f"{head}, (), (), (nll,), None, {params}, weight)"
-            return function(f"fused(walk, {', '.join(arguments)})", nll, call, "return nll")
-        grads = {n: f"grad_{n}" for n in self.names}
-        written = [
-            f"None if {g} is None else ({g}, batch_ndim)" if has else g
-            for g, has in zip(grads.values(), self.has_planes, strict=True)
-        ]
-        outputs = tuple_of(itertools.compress(written, self.in_density))
-        sums = ["nll"] if density == "with_gradient" else []
-        unwritten = f"rest(grad_nll, {tuple_of(arguments)}, wanted, {tuple_of(grads.values())})"
-        return function(
-            f"fused(walk, grad_nll, {', '.join(arguments)}, wanted)",
-            [nll] * len(sums),
-            [f"{g} = empty_like({n}) if wanted[{i}] else None" for i, (n, g) in enumerate(grads.items())],
-            f"{head}, (grad_nll,), {outputs}, {tuple_of(sums)}, None, {params}, weight)",
-            [f"{g} = {n}.new_empty(0) if {g} is None else {g}" for n, g in grads.items()],
-            [] if all(self.in_density) else unwritten,
-            f"return {', '.join([*grads.values(), *sums])}",
-            rest=self._fill_rest,
-        )
+            return Body(name, tensors + constants, (), 1)
+        outputs = [Output(i + 1, i, *how) for i, how in enumerate(zip(self.has_planes, self.in_density, strict=True))]
+        return Body(name, f"r{tensors}{constants}w", tuple(outputs), density == "with_gradient", self._fill_rest)
 
-    def _fill_rest(self, grad_nll, args, wanted, grads) -> None:
+    def _fill_rest(self, args, made) -> None:
         """The gradients that are wanted and that the density does not write, from the reference."""
+        *args, wanted = args
         rest = [want and not written for want, written in zip(wanted, self.in_density, strict=True)]
-        if any(rest):
-            with torch.no_grad():
-                exact = self._reference_backward(grad_nll, *args, rest)
-            for i in itertools.compress(range(self.count), rest):
-                grads[i].copy_(exact[i])
+        with torch.no_grad():
+            exact = self._reference_backward(*args, rest)
+        for i in itertools.compress(range(self.count), rest):
+            made[i].copy_(exact[i])
 
     def __call__(
         self,

@@ -9,7 +9,8 @@ import torch
 from torch.compiler import is_compiling
 
 from vaefast.ops import _checks
-from vaefast.ops._define import define, define_rows, differentiable, empty_like, empty_rows, transformed
+from vaefast.ops._body import empty_like, empty_rows
+from vaefast.ops._define import define, define_rows, differentiable, transformed
 from vaefast.ops.gaussian import _pair
 from vaefast.reference import elbo as reference
 from vaefast.reference.gaussian import compute_dtype
@@ -17,16 +18,12 @@ from vaefast.reference.gaussian import compute_dtype
 _loss_forward = define_rows("elbo_forward", "nll kl", row_outputs=1, params=("beta", "scale"), reference=reference.elbo)
 
 
-def _fused_loss_backward(walk, grad, nll, kl, batch_ndim, *params):
-    grads = empty_like(nll), empty_like(kl)
-    walk("elbo_backward", batch_ndim, (), (grad,), grads, (), None, params)
-    return grads
-
-
-_loss_backward = define(  # of nll and kl only their shapes are read
-    "elbo_backward(Tensor grad, Tensor nll, Tensor kl, int batch_ndim, float beta, float scale) -> (Tensor, Tensor)",
+_loss_backward = define_rows(
+    "elbo_backward",
+    "row:grad shape:nll shape:kl",
+    like="nll kl",
+    params=("beta", "scale"),
     reference=reference.elbo_backward,
-    fused=_fused_loss_backward,
 )
 Loss = differentiable("Loss", _loss_forward, _loss_backward, saved=2)
 

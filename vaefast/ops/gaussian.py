@@ -12,7 +12,8 @@ import torch
 
 from vaefast._layout import halves
 from vaefast.ops import _checks, ranks
-from vaefast.ops._define import define, define_rows, differentiable, distinct, empty_like, empty_rows, hint, transformed
+from vaefast.ops._body import empty_like, empty_rows
+from vaefast.ops._define import define, define_rows, differentiable, distinct, hint, transformed
 from vaefast.ops._likelihood import Likelihood, parameter, unit_scale
 from vaefast.ops.noise import seed_for, standard_normal_op
 from vaefast.reference import gaussian as reference

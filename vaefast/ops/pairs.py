@@ -15,7 +15,8 @@ import torch
 from torch.compiler import is_compiling
 
 from vaefast.ops import _checks, ranks
-from vaefast.ops._define import define, differentiable, empty_like, transformed
+from vaefast.ops._body import empty_like
+from vaefast.ops._define import define, differentiable, transformed
 from vaefast.ops.gaussian import gaussian_nll
 from vaefast.reference import pairs as reference
 from vaefast.reference.gaussian import compute_dtype
