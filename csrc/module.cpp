@@ -241,7 +241,7 @@ struct Argument {
   PyObject* tensor;
   int64_t dim = -1, half = -1;
 
-  Argument(PyObject* tensor, int64_t dim) : tensor(tensor), dim(dim) {}
+  Argument(PyObject* tensor, int64_t dim, int64_t half = -1) : tensor(tensor), dim(dim), half(half) {}
   // A tensor, (tensor, dim, which half) or (tensor, dim).
   explicit Argument(PyObject* given) : tensor(given) {
     if (!PyTuple_Check(given)) return;
@@ -436,8 +436,9 @@ void run_on_cuda(const char* density, Call& call, int64_t sums, PyObject* first_
 // time.
 struct Body {
   struct Output {
-    int like, wanted;  // the argument whose shape and type it has; its place in the list of those wanted, or -1
-    bool planes, written;
+    int like, wanted;  // the argument that it is like; its place in the list of those wanted, or -1
+    char form;         // e: it has that one's shape; p: and its planes; h: and is written as two halves; o: one half's
+    bool written;
   };
   std::string density, roles;  // a letter for each argument
   std::vector<Output> outputs;
@@ -447,19 +448,30 @@ struct Body {
 
   py::object operator()(PyObject* const* given, size_t count) const {
     if (count != roles.size()) throw py::type_error("an op was called with another number of arguments");
-    int64_t batch_ndim = 1;
+    int64_t batch_ndim = 1, dim = -1;
     PyObject* wanted = nullptr;
     for (size_t i = 0; i < count; ++i) {
       if (roles[i] == 'b') batch_ndim = integer(given[i]);
+      if (roles[i] == 'd') dim = integer(given[i]);
       if (roles[i] == 'w') wanted = given[i];
     }
-    PyObject* first = given[roles.find_first_of("epl")];
-    Call call(cuda ? 1 : 2, batch_ndim, argument(given, roles.find_first_of("epl"), batch_ndim));
+    // of a tensor in the form that its role or its output has
+    auto argument = [&](PyObject* tensor, char form, int64_t half = 0) {
+      if (form == 'h') return Argument(tensor, dim, half);
+      return Argument(tensor, form == 'p' ? batch_ndim : -1);
+    };
+    size_t of_shape = roles.find_first_of("ephl");
+    PyObject* first = given[of_shape];
+    Call call(cuda ? 1 : 2, batch_ndim, argument(first, roles[of_shape]));
     int elements = 0, rows = 0, params = 0;
     for (size_t i = 0; i < count; ++i) switch (roles[i]) {
+        case 'h':
+          call.element(argument(given[i], 'h', 0), call.walk.inputs[elements++]);
+          call.element(argument(given[i], 'h', 1), call.walk.inputs[elements++]);
+          break;
         case 'e':
         case 'p':
-          call.element(argument(given, i, batch_ndim), call.walk.inputs[elements++]);
+          call.element(argument(given[i], roles[i]), call.walk.inputs[elements++]);
           break;
         case 'm':
           if (given[i] != Py_None) call.element(Argument(given[i]), call.walk.weight);
@@ -480,10 +492,13 @@ struct Body {
     for (size_t i = 0; i < outputs.size(); ++i) {
       const Output& output = outputs[i];
       bool asked = output.wanted < 0 || is_true(wanted, output.wanted);
-      py::object tensor = asked ? empty_like(given[output.like]) : new_empty(given[output.like], py::int_(0), nullptr);
+      PyObject* like = given[output.like];
+      py::object tensor = !asked               ? new_empty(like, py::int_(0), nullptr)
+                          : output.form == 'o' ? empty_half(like, dim)
+                                               : empty_like(like);
       if (output.written) {
-        Elements& to = call.walk.outputs[written++];
-        if (asked) call.element(Argument(tensor.ptr(), output.planes ? batch_ndim : -1), to);
+        for (int half = 0; half < (output.form == 'h' ? 2 : 1); ++half, ++written)
+          if (asked) call.element(argument(tensor.ptr(), output.form, half), call.walk.outputs[written]);
       } else {
         unwritten |= asked;
       }
@@ -504,10 +519,6 @@ struct Body {
   }
 
  private:
-  Argument argument(PyObject* const* given, size_t i, int64_t batch_ndim) const {
-    return Argument(given[i], roles[i] == 'p' ? batch_ndim : -1);
-  }
-
   static bool is_true(PyObject* wanted, int i) {
     py::object item = owned(PySequence_GetItem(wanted, i));
     return item.ptr() == Py_True;
@@ -522,6 +533,13 @@ struct Body {
   static py::object new_empty(PyObject* tensor, const py::object& shape, PyObject* dtype) {
     PyObject* arguments[] = {tensor, shape.ptr(), dtype};
     return owned(PyObject_VectorcallMethod(torch_.new_empty, arguments, 2, dtype ? torch_.dtype_only : nullptr));
+  }
+
+  static py::object empty_half(PyObject* like, int64_t dim) {
+    Tensor seen(like);
+    py::tuple shape(seen.ndim);
+    for (int64_t i = 0; i < seen.ndim; ++i) shape[i] = i == dim ? seen.shape[i] / 2 : seen.shape[i];
+    return new_empty(like, shape, nullptr);
   }
 
   // One number per row, in the compute type of `like`.
@@ -624,8 +642,8 @@ PYBIND11_MODULE(_C, m) {
     }
   });
 
-  // density, a letter per argument, (like, place in wanted, planes, written) per output, sums, rest, on CUDA
-  m.def("body", [](std::string density, std::string roles, const std::vector<std::tuple<int, int, bool, bool>>& outputs,
+  // density, a letter per argument, (like, place in wanted, form, written) per output, sums, rest, on CUDA
+  m.def("body", [](std::string density, std::string roles, const std::vector<std::tuple<int, int, char, bool>>& outputs,
                    int sums, py::object rest, bool cuda) {
     Call::limit(std::count(roles.begin(), roles.end(), 'e') + std::count(roles.begin(), roles.end(), 'p'),
                 kMaxElements);

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from vaefast._layout import Argument, halves
 from vaefast.reference.gaussian import compute_dtype
 
 
@@ -20,18 +21,22 @@ def empty_rows(like: torch.Tensor, batch_ndim: int) -> torch.Tensor:
     return like.new_empty(like.shape[:batch_ndim], dtype=compute_dtype(like.dtype))
 
 
+def halved(shape: torch.Size, dim: int) -> list[int]:
+    return [size // 2 if i == dim else size for i, size in enumerate(shape)]
+
+
 class Output(NamedTuple):
     """An elementwise output of a Body.
 
-    like: the argument, by its place, whose shape and type it has.
+    like: the argument, by its place, whose type and shape it has.
     wanted: its place in the op's `wanted`, or -1: always made. What is not wanted is a tensor of no elements.
-    planes: it has planes, as `like` has.
+    form: e, as it is; p, with planes, as `like` has; h, written as two halves; o, of one half's shape.
     written: by the walk; else by the body's `rest`.
     """
 
     like: int
     wanted: int = -1
-    planes: bool = False
+    form: str = "e"
     written: bool = True
 
 
@@ -43,9 +48,10 @@ class Body:
 
     density: the walk's.
     roles: what each argument is, a letter of:
-        e, an elementwise input [*batch, *event]; p, one with planes [*batch, planes, *event]; m, a weight per element,
-        or None; r, one number per row; l, a tensor of which only the shape and type are read; s, the noise's seed; b,
-        batch_ndim (1 where there is none); n, a number of the density's; w, which outputs are wanted.
+        e, an elementwise input [*batch, *event]; p, one with planes [*batch, planes, *event]; h, two inputs, the halves
+        of a tensor along the dimension d; m, a weight per element, or None; r, one number per row; l, a tensor of which
+        only the shape and type are read; s, the noise's seed; b, batch_ndim (1 where there is none); n, a number of the
+        density's; w, which outputs are wanted.
     outputs: elementwise.
     sums: how many outputs per row come after those, float32 (float64 for float64 inputs).
     rest: called with (arguments, outputs) where an output is wanted that the walk does not write.
@@ -58,25 +64,33 @@ class Body:
     rest: Callable | None = None
 
     def __call__(self, walk: Callable, *args):
-        of = {role: [a for a, r in zip(args, self.roles, strict=True) if r == role] for role in "mrsbnw"}
-        (batch_ndim,) = of["b"] or [1]
-        given = [(a, r == "p") for a, r in zip(args, self.roles, strict=True) if r in "epl"]
-        inputs = tuple([(a, batch_ndim) if r == "p" else a for a, r in zip(args, self.roles, strict=True) if r in "ep"])
+        given = list(zip(args, self.roles, strict=True))
+        of = {role: [a for a, r in given if r == role] for role in "mrsbdnw"}
+        (batch_ndim,), (dim,) = of["b"] or [1], of["d"] or [None]
+
+        def arguments(tensor, form: str) -> tuple[Argument, ...]:
+            return halves(tensor, dim) if form == "h" else ((tensor, batch_ndim) if form == "p" else tensor,)
+
+        def make(output: Output, wanted: bool) -> torch.Tensor:
+            like = args[output.like]
+            if not wanted:
+                return like.new_empty(0)
+            return like.new_empty(halved(like.shape, dim)) if output.form == "o" else empty_like(like)
+
         wanted = [o.wanted < 0 or of["w"][0][o.wanted] for o in self.outputs]
-        made = [
-            empty_like(args[o.like]) if want else args[o.like].new_empty(0)
-            for o, want in zip(self.outputs, wanted, strict=True)
+        made = [make(o, want) for o, want in zip(self.outputs, wanted, strict=True)]
+        first = next(a for a, role in given if role in "ephl")
+        sums = [empty_rows(first, batch_ndim) for _ in range(self.sums)]
+        inputs = [argument for a, role in given if role in "eph" for argument in arguments(a, role)]
+        written = [
+            argument if want else None
+            for o, tensor, want in zip(self.outputs, made, wanted, strict=True)
+            if o.written
+            for argument in arguments(tensor, o.form)
         ]
-        written = tuple(
-            [
-                None if not want else (tensor, batch_ndim) if o.planes else tensor
-                for o, tensor, want in zip(self.outputs, made, wanted, strict=True)
-                if o.written
-            ]
-        )
-        sums = [empty_rows(given[0][0], batch_ndim) for _ in range(self.sums)]
         (seed,), (weight,) = of["s"] or [None], of["m"] or [None]
-        walk(self.density, batch_ndim, inputs, tuple(of["r"]), written, tuple(sums), seed, tuple(of["n"]), weight)
+        rows, numbers = tuple(of["r"]), tuple(of["n"])
+        walk(self.density, batch_ndim, tuple(inputs), rows, tuple(written), tuple(sums), seed, numbers, weight)
         made += sums
         if any(want and not o.written for o, want in zip(self.outputs, wanted, strict=True)):
             self.rest(args, made)

@@ -131,7 +131,7 @@ class Likelihood:
         name, constants = f"{self.name}_{density}", "mb" + "n" * len(self.params)
         if density == "forward":
             return Body(name, tensors + constants, (), 1)
-        outputs = [Output(i + 1, i, *how) for i, how in enumerate(zip(self.has_planes, self.in_density, strict=True))]
+        outputs = [Output(i + 1, i, *how) for i, how in enumerate(zip(tensors, self.in_density, strict=True))]
         return Body(name, f"r{tensors}{constants}w", tuple(outputs), density == "with_gradient", self._fill_rest)
 
     def _fill_rest(self, args, made) -> None:

@@ -10,9 +10,8 @@ import math
 
 import torch
 
-from vaefast._layout import halves
 from vaefast.ops import _checks, ranks
-from vaefast.ops._body import empty_like, empty_rows
+from vaefast.ops._body import Body, Output
 from vaefast.ops._define import define, define_rows, differentiable, distinct, hint, transformed
 from vaefast.ops._likelihood import Likelihood, parameter, unit_scale
 from vaefast.ops.noise import seed_for, standard_normal_op
@@ -76,21 +75,6 @@ _kl_normal_with_gradient = define_rows(
 # `rsample_kl_moments` is the same density, reading and writing the two halves of one tensor
 
 
-def _fused_moments_forward(walk, moments, seed, dim, batch_ndim, *bounds):
-    shape = list(moments.shape)
-    shape[dim] //= 2
-    z, kl = moments.new_empty(shape), empty_rows(moments, batch_ndim)
-    walk("rsample_kl_forward", batch_ndim, halves(moments, dim), (), (z,), (kl,), seed, bounds)
-    return z, kl
-
-
-def _fused_moments_backward(walk, grad_z, grad_kl, moments, seed, dim, batch_ndim, *bounds):
-    grad = empty_like(moments)
-    inputs = (grad_z, *halves(moments, dim))
-    walk("rsample_kl_backward", batch_ndim, inputs, (grad_kl,), halves(grad, dim), (), seed, bounds)
-    return grad
-
-
 def _reference_moments_forward(moments, seed, dim, *rest):
     return _rsample_kl_forward.reference(*moments.chunk(2, dim), seed, *rest)
 
@@ -103,14 +87,14 @@ _rsample_kl_moments_forward = define(
     "rsample_kl_moments_forward(Tensor moments, Tensor seed, int dim, int batch_ndim, float lo, float hi)"
     " -> (Tensor, Tensor)",
     reference=_reference_moments_forward,
-    fused=_fused_moments_forward,
+    fused=Body("rsample_kl_forward", "hsdbnn", (Output(0, form="o"),), 1),
     density="rsample_kl_forward",
 )
 _rsample_kl_moments_backward = define(
     "rsample_kl_moments_backward(Tensor grad_z, Tensor grad_kl, Tensor moments, Tensor seed, int dim, int batch_ndim,"
     " float lo, float hi) -> Tensor",
     reference=_reference_moments_backward,
-    fused=_fused_moments_backward,
+    fused=Body("rsample_kl_backward", "erhsdbnn", (Output(2, form="h"),), 0),
     density="rsample_kl_backward",
 )
 
