@@ -146,6 +146,7 @@ class Tensor {
   DType dtype;
   int64_t ndim;
   const int64_t* shape;
+  const int64_t* strides = nullptr;  // null where only Python knows them
   bool contiguous;
   PyObject* object;
 
@@ -197,6 +198,7 @@ class Tensor {
     data = static_cast<char*>(lent.data) + lent.byte_offset;
     ndim = lent.ndim;
     shape = lent.shape;
+    strides = lent.strides;
     contiguous = true;
     int64_t expected = 1;
     for (int64_t i = ndim - 1; i >= 0; --i) {
@@ -227,10 +229,15 @@ class Tensor {
   }
 };
 
-// Where a tensor that is read has its values: not those of a negative that PyTorch has put off, nor of zeros without
-// memory, which are made; `keep` holds them.
+// Whether a tensor's memory holds its values: not those of a negative that PyTorch has put off, nor of zeros without
+// memory.
+bool is_plain(const Tensor& seen) {
+  return seen.data != nullptr && method(seen.object, torch_.is_neg).ptr() != Py_True;
+}
+
+// Where a tensor that is read has its values; `keep` holds what had to be made for it.
 void* read_pointer(const Tensor& seen, std::vector<py::object>& keep) {
-  if (seen.data != nullptr && method(seen.object, torch_.is_neg).ptr() != Py_True) return seen.data;
+  if (is_plain(seen)) return seen.data;
   keep.push_back(owned(PyObject_CallOneArg(torch_.plain, seen.object)));
   return pointer(keep.back().ptr());
 }
@@ -343,6 +350,8 @@ struct Call {
     Tensor seen(tensor);
     if (seen.contiguous) {
       to = {read_pointer(seen, keep), 1};
+    } else if (seen.ndim == 1 && seen.strides && is_plain(seen)) {  // a mean's gradient is one number, expanded
+      to = {seen.data, seen.strides[0]};
     } else {
       keep.push_back(py::reinterpret_borrow<py::object>(tensor).attr("contiguous")());
       to = {read_pointer(Tensor(keep.back().ptr()), keep), 1};
