@@ -74,6 +74,18 @@ def trained(tmp_path_factory) -> Path:
 # --- train ---
 
 
+def test_data_that_a_likelihood_cannot_have_made_in_a_later_batch(call, tmp_path):
+    """The few samples that are tried before the training may not show it."""
+    counts = torch.poisson(torch.full((300, 20), 3.0), generator=torch.Generator().manual_seed(0))
+    counts[7, 3] = 2.5
+    np.save(tmp_path / "counts.npy", counts.numpy())
+    options = 'epochs = 1\n[model_options]\nlikelihood = "poisson"\nlikelihood_options = {validate = true}\n'
+    (tmp_path / "run.toml").write_text(f'data = "{tmp_path / "counts.npy"}"\n{options}')
+    done = call("train", "--config", tmp_path / "run.toml", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("vaefast: error: x must be counts")
+
+
 def test_train(tmp_path):
     folder = tmp_path / "a" / "run"
     done = execute([*VAEFAST, "train", "--output", str(folder), *SMALL])

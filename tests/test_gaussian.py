@@ -116,6 +116,18 @@ def test_moments_in_any_dim_of_the_event(backend, batch_ndim, dim):
     torch.testing.assert_close(actual, torch.cat(gradients(expected, pair), dim), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_kl_normal_of_numbers(backend, dtype):
+    mu, logvar = torch.randn(2, 5, 4, device=backend.device, dtype=dtype).unbind()
+    scalar = torch.tensor(0.3, device=backend.device, dtype=dtype, requires_grad=True)
+    full = torch.full_like(mu, 0.3).requires_grad_()
+    found, expected = vaefast.kl_normal(mu, logvar, scalar, -1.0), vaefast.kl_normal(mu, logvar, full, -1.0)
+    assert torch.equal(found, expected)
+    assert torch.equal(expected, vaefast.kl_normal(mu, logvar, full, torch.full_like(mu, -1.0)))
+    torch.testing.assert_close(gradients([found], [scalar])[0], gradients([expected], [full])[0].sum())
+    torch.testing.assert_close(vaefast.kl_normal(mu, logvar, 0, 0), vaefast.kl_standard_normal(mu, logvar))
+
+
 def test_kl_normal_broadcasts_the_prior(backend):
     """A prior [D], or one number, against a batch [B, D]; its gradient is summed."""
     q = [torch.randn(5, 4, device=backend.device, dtype=torch.float64, requires_grad=True) for _ in range(2)]
@@ -393,9 +405,10 @@ def test_moments_errors(moments, options, error, message):
     ("tensors", "error", "message"),
     [
         ((_zeros(2, 3), _zeros(2, 3), _zeros(4), _zeros(4)), ValueError, r"must broadcast.*mu_p \(4,\)"),
-        ((_zeros(2), _zeros(2), 0.0, _zeros(2)), TypeError, "mu_p must be a tensor, got float"),
+        ((0.0, _zeros(2), _zeros(2), _zeros(2)), TypeError, "mu_q must be a tensor, got float"),
+        ((_zeros(2), _zeros(2), "0", _zeros(2)), TypeError, "mu_p must be a tensor, got str"),
         ((_zeros(2), _zeros(2), _zeros(2), _zeros(2, dtype=torch.int8)), TypeError, "logvar_p must be float32"),
-        ((_zeros(2), _zeros(2), _zeros(2), _zeros(())), ValueError, "logvar_p must have at least one dimension"),
+        ((_zeros(()), _zeros(2), _zeros(2), _zeros(2)), ValueError, "mu_q must have at least one dimension"),
         (
             (_zeros(2), _zeros(2), _zeros(2, device="meta"), _zeros(2, device="meta")),
             ValueError,

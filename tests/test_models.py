@@ -357,6 +357,14 @@ def test_interpolation_goes_from_one_reconstruction_to_the_other():
         torch.testing.assert_close(way[:, -1], model.reconstruct(b))
 
 
+def test_slerp_has_gradients_where_the_ends_coincide():
+    a = torch.tensor([[1.0, 2.0, 0.5], [3.0, 0.0, 1.0]], requires_grad=True)
+    b = torch.tensor([[1.0, 2.0, 0.5], [0.0, 1.0, 0.0]])
+    (grad,) = torch.autograd.grad(slerp(a, b, torch.tensor(0.25)).sum(), a)
+    assert grad.isfinite().all()
+    torch.testing.assert_close(grad[0], torch.full((3,), 0.75))  # that of a straight line
+
+
 def test_slerp_keeps_the_length():
     a, b = torch.tensor([[2.0, 0, 0]]), torch.tensor([[0.0, 2, 0]])
     torch.testing.assert_close(slerp(a, b, torch.tensor(0.5)), torch.tensor([[2**0.5, 2**0.5, 0]]))

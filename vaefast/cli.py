@@ -14,6 +14,7 @@ from vaefast._backends import BackendError
 from vaefast._options import nearest
 from vaefast.commands.inputs import CommandError
 from vaefast.data import DataError
+from vaefast.ops._checks import SupportError
 from vaefast.runs import RunError
 from vaefast.training import SettingsError
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vaefast info | head`: nobody reads on, and Python would complain once more as it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (BackendError, CommandError, DataError, RunError, SettingsError) as error:
+    except (BackendError, CommandError, DataError, RunError, SettingsError, SupportError) as error:
         return _fail(getattr(error, "code", 2), error)
     except OSError as error:
         return _fail(1, ": ".join(str(part) for part in (error.strerror or error, error.filename) if part))

@@ -215,8 +215,8 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """(sin((1 - t) w) a + sin(t w) b) / sin w, w the angle between a and b [..., D] (Shoemake 1985); a straight line
     where it is 0 or π."""
     cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).unsqueeze(-1)
-    angle = cosine.clamp(-1, 1).acos()
-    straight = angle.sin() < 1e-4
-    sine = torch.where(straight, 1, angle.sin())
+    straight = 1 - cosine.square() < 1e-8
+    angle = torch.where(straight, 0, cosine).acos()  # whose slope at 1 is infinite
+    sine = angle.sin()
     arc = torch.sin((1 - t) * angle) / sine * a + torch.sin(t * angle) / sine * b
     return torch.where(straight, torch.lerp(a, b, t), arc)

@@ -11,6 +11,10 @@ DATA = (*FLOATING, torch.uint8, torch.int32, torch.int64, torch.bool)
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
+class SupportError(ValueError):
+    """Data that its likelihood cannot have made, found with `validate=True`."""
+
+
 def floating(name: str, tensor: object) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")

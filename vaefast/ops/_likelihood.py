@@ -184,7 +184,9 @@ class Likelihood:
             held = holds(*data)
             if not bool((held if weight is None else held | (weight == 0)).all()):
                 x = data[0]
-                raise ValueError(f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})")
+                raise _checks.SupportError(
+                    f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})"
+                )
         if transformed():
             return self._reference_forward(*tensors, weight, batch_ndim, *params)
         tensors = distinct(*tensors)

@@ -51,7 +51,9 @@ def categorical_nll(
         _checks.floating("logits", logits)
         _checks.batch_ndim(batch_ndim, logits.ndim - 1)
         if bool((x.long() >= logits.shape[batch_ndim]).any()):  # as bytes, 256 would wrap to 0
-            raise ValueError(f"x must be less than the number of classes {logits.shape[batch_ndim]}, got {x.max()}")
+            raise _checks.SupportError(
+                f"x must be less than the number of classes {logits.shape[batch_ndim]}, got {x.max()}"
+            )
     return _categorical_nll(
         logits, x, weight=weight, batch_ndim=batch_ndim, validate=validate, expected_grad=expected_grad
     )

@@ -238,7 +238,7 @@ def kl_normal(
 
     Args:
         mu_q, logvar_q, mu_p, logvar_p: shapes that broadcast to one (a prior [D] against a batch [B, D] is read in
-            place); types as for `rsample`.
+            place); types as for `rsample`. All but mu_q may be numbers or 0-d tensors.
         batch_ndim, logvar_bounds: as for `kl_standard_normal`; the bounds hold for both log-variances.
         expected_grad: the gradient per sample that the backward pass will bring, as for `bernoulli_nll`.
 
@@ -247,11 +247,11 @@ def kl_normal(
 
     Gradient: to all four. Equal means are at distance zero however small the variance.
     """
-    tensors = mu_q, logvar_q, mu_p, logvar_p
+    tensors = mu_q, *[parameter(t, mu_q) for t in (logvar_q, mu_p, logvar_p)]
     names = "mu_q", "logvar_q", "mu_p", "logvar_p"
     for name, tensor in zip(names, tensors, strict=True):
         _checks.floating(name, tensor)
-    if not mu_q.shape == logvar_q.shape == mu_p.shape == logvar_p.shape:
+    if any([t.shape != mu_q.shape for t in tensors]):
         try:
             tensors = torch.broadcast_tensors(*tensors)
         except RuntimeError:

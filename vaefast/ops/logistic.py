@@ -22,7 +22,7 @@ def level_params(x: object, levels: int, validate: bool) -> tuple[float, float, 
     if not isinstance(x, torch.Tensor) or x.is_floating_point():
         return 1.0, 0.0, 0.0, half_bin, LOG_SCALE_FLOOR
     if validate and bool((x.long() >= levels).any()):  # of bytes, 256 would wrap to 0
-        raise ValueError(f"x must be less than levels = {levels} where it is an integer, got {x.max()}")
+        raise _checks.SupportError(f"x must be less than levels = {levels} where it is an integer, got {x.max()}")
     coarse = round(2 * half_bin * 2**22) / 2**22  # times a level it has at most float32's 24 bits
     return coarse, 2 * half_bin - coarse, -1.0, half_bin, LOG_SCALE_FLOOR
 
