@@ -356,6 +356,7 @@ def test_memory_of_iwae_mnist():
         (lambda t: vaefast.miwae_bound(t[0]), ValueError, r"log_w must have shape \[\*batch, M, K\]"),
         (lambda t: vaefast.iwae_bound(t.long()), TypeError, "log_w must be float32"),
         (lambda t: vaefast.ciwae_bound(t, 1.5), ValueError, "beta must be from 0 to 1"),
+        (lambda t: vaefast.ciwae_bound(t, None), TypeError, "beta must be a number, got NoneType"),
     ],
 )
 def test_refuses(function, error, message):

@@ -558,6 +558,8 @@ def test_errors():
         (ValueError, "kernel must be 'imq' or 'rbf'", lambda: vaefast.mmd(z, z, "linear")),
         (ValueError, "scales must be positive", lambda: vaefast.mmd(z, z, scales=(1.0, 0.0))),
         (ValueError, "scales must be positive", lambda: vaefast.mmd(z, z, scales=())),
+        (TypeError, "scales must be a sequence of numbers, got 1.0", lambda: vaefast.mmd(z, z, scales=1.0)),
+        (TypeError, "scales must be a sequence of numbers, got 'a'", lambda: vaefast.mmd(z, z, scales="a")),
         (ValueError, "y must hold at least 2 samples", lambda: vaefast.mmd(z, z[:1])),
         (ValueError, "x must hold at least 1 samples", lambda: vaefast.mmd(z[:0], z, unbiased=False)),
         (ValueError, "at least one number a sample", lambda: vaefast.mmd(z[:, :0], z[:, :0])),

@@ -54,6 +54,12 @@ def whole(name: str, value: object, least: float = -math.inf) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def number(name: str, value: object) -> None:
+    """A number, or a tensor that holds one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.Tensor)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
 def batch_ndim(value: object, ndim: int) -> None:
     whole("batch_ndim", value)
     if not 0 <= value <= ndim:

@@ -106,6 +106,8 @@ def dip_regulariser(
     Returns:
         A 0-d tensor, float32 (float64 where an argument is).
     """
+    _checks.number("off_diagonal", off_diagonal)
+    _checks.number("diagonal", diagonal)
     covariance = dip_moments(mu, logvar, group=group)
     variances = covariance.diagonal()
     others = covariance - variances.diag()

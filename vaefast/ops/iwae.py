@@ -128,6 +128,7 @@ def miwae_bound(log_w) -> torch.Tensor:
 
 def ciwae_bound(log_w, beta: float) -> torch.Tensor:
     """beta ELBO + (1 - beta) IWAE (ibid., equation 8), beta in [0, 1]: [B] from log_w [B, K]."""
+    _checks.number("beta", beta)
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must be from 0 to 1, got {beta!r}")
     log_w = _log_w(log_w, 1)

@@ -315,7 +315,10 @@ def mmd(
     """
     if kernel not in _MMD:
         raise ValueError(f"kernel must be {' or '.join(map(repr, _MMD))}, got {kernel!r}")
-    scales = tuple(map(float, _SCALES[kernel] if scales is None else scales))
+    try:
+        scales = tuple(map(float, _SCALES[kernel] if scales is None else scales))
+    except (TypeError, ValueError):
+        raise TypeError(f"scales must be a sequence of numbers, got {scales!r}") from None
     if not scales or not all(0 < s < math.inf for s in scales):
         raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
     points = dict(zip("xy", _points(x=x, y=y), strict=True))
