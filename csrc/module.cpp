@@ -106,7 +106,6 @@ struct DLPackExchangeAPI {
 struct Torch {
   PyObject *is_contiguous, *is_neg, *data_ptr, *dtype, *shape, *new_empty, *get_device;  // names
   PyObject *readable, *plain;                                                            // of vaefast/_layout.py
-  PyObject* unwrap;
   PyObject *empty_like, *contiguous_format, *cuda_stream;
   PyObject *memory_format, *dtype_only;  // names of one keyword
   PyObject* dtypes[kDTypes];             // in the order of DType
@@ -148,6 +147,7 @@ class Tensor {
   const int64_t* shape;
   const int64_t* strides = nullptr;  // null where only Python knows them
   bool contiguous;
+  bool usual = false;  // contiguous, with the strides that a new tensor has, also where they do not count
   PyObject* object;
 
   explicit Tensor(PyObject* tensor) : object(tensor) {
@@ -168,7 +168,6 @@ class Tensor {
 
  private:
   std::vector<int64_t> sizes_;
-  py::object unwrapped_;
 
   bool known(const DLTensor& lent) {
     constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6;
@@ -199,22 +198,20 @@ class Tensor {
     ndim = lent.ndim;
     shape = lent.shape;
     strides = lent.strides;
-    contiguous = true;
-    int64_t expected = 1;
-    for (int64_t i = ndim - 1; i >= 0; --i) {
-      if (shape[i] == 0) {
-        contiguous = true;
-        return;
-      }
-      if (shape[i] != 1 && lent.strides[i] != expected) contiguous = false;
-      expected *= shape[i];
+    bool empty = false;
+    contiguous = usual = true;
+    for (int64_t i = ndim - 1, expected = 1; i >= 0; --i) {
+      bool same = strides[i] == expected;
+      usual &= same;
+      contiguous &= same || shape[i] == 1;
+      empty |= shape[i] == 0;
+      expected *= shape[i] > 1 ? shape[i] : 1;
     }
+    contiguous |= empty;
   }
 
   void ask() {
     PyErr_Clear();
-    unwrapped_ = owned(PyObject_CallOneArg(torch_.unwrap, object));  // what a transform of torch.func has left behind
-    object = unwrapped_.ptr();
     data = pointer(object);
     py::object type = owned(PyObject_GetAttr(object, torch_.dtype));
     int i = 0;
@@ -239,7 +236,9 @@ bool is_plain(const Tensor& seen) {
 void* read_pointer(const Tensor& seen, std::vector<py::object>& keep) {
   if (is_plain(seen)) return seen.data;
   keep.push_back(owned(PyObject_CallOneArg(torch_.plain, seen.object)));
-  return pointer(keep.back().ptr());
+  void* made = pointer(keep.back().ptr());
+  if (made == nullptr && seen.product(0) != 0) throw py::type_error("a walk takes no tensor without memory");
+  return made;
 }
 
 // An elementwise argument of a walk: a tensor, a half of its chunk(2, dim), or all its planes along dim, of which each
@@ -278,6 +277,7 @@ struct Call {
   // first: the argument whose shape is that of all
   Call(int row_levels, int64_t batch_ndim, const Argument& first) : batch_ndim(batch_ndim), row_levels(row_levels) {
     Tensor seen(first.tensor);
+    if (batch_ndim > seen.ndim) throw py::value_error("batch_ndim must not be above the number of dimensions");
     walk.rows = seen.product(0, batch_ndim);
     walk.cols = seen.product(batch_ndim) / first.parts(seen);
     walk.wide = seen.dtype == DType::float64;
@@ -287,7 +287,7 @@ struct Call {
   Call(int row_levels, int64_t batch_ndim, const py::tuple& inputs, const py::tuple& row_inputs,
        const py::tuple& outputs, const py::tuple& row_outputs, const py::object& seed, const py::tuple& params,
        const py::object& weight)
-      : Call(row_levels, batch_ndim, Argument(PyTuple_GetItem((inputs.empty() ? outputs : inputs).ptr(), 0))) {
+      : Call(row_levels, batch_ndim, Argument(py::object((inputs.empty() ? outputs : inputs)[0]).ptr())) {
     limit(inputs.size(), kMaxElements), limit(outputs.size(), kMaxElements);
     limit(row_inputs.size(), kMaxRows), limit(row_outputs.size(), kMaxRows), limit(params.size(), kMaxParams);
     for (size_t i = 0; i < inputs.size(); ++i) element(Argument(inputs[i].ptr()), walk.inputs[i]);
@@ -296,7 +296,7 @@ struct Call {
       if (!outputs[i].is_none()) element(Argument(outputs[i].ptr()), walk.outputs[i]);
     for (size_t i = 0; i < row_inputs.size(); ++i) row(row_inputs[i].ptr(), walk.row_inputs[i]);
     for (size_t i = 0; i < row_outputs.size(); ++i) row(row_outputs[i].ptr(), walk.row_outputs[i]);
-    if (!seed.is_none()) walk.seed = static_cast<const int64_t*>(pointer(seed.ptr()));
+    if (!seed.is_none()) walk.seed = static_cast<const int64_t*>(read_pointer(Tensor(seed.ptr()), keep));
     for (size_t i = 0; i < params.size(); ++i) walk.params[i] = number(params[i].ptr());
   }
 
@@ -488,7 +488,7 @@ struct Body {
           call.row(given[i], call.walk.row_inputs[rows++]);
           break;
         case 's':
-          call.walk.seed = static_cast<const int64_t*>(Tensor(given[i]).data);
+          call.walk.seed = static_cast<const int64_t*>(read_pointer(Tensor(given[i]), call.keep));
           break;
         case 'n':
           call.walk.params[params++] = number(given[i]);
@@ -533,7 +533,7 @@ struct Body {
   }
 
   static py::object empty_like(PyObject* tensor) {
-    if (Tensor(tensor).contiguous) return owned(PyObject_CallOneArg(torch_.empty_like, tensor));
+    if (Tensor(tensor).usual) return owned(PyObject_CallOneArg(torch_.empty_like, tensor));  // keeps strides
     PyObject* arguments[] = {tensor, torch_.contiguous_format};
     return owned(PyObject_Vectorcall(torch_.empty_like, arguments, 1, torch_.memory_format));
   }
@@ -637,15 +637,14 @@ PYBIND11_MODULE(_C, m) {
     torch_.memory_format = keyword("memory_format").release().ptr();
     torch_.dtype_only = keyword("dtype").release().ptr();
     torch_.readable = py::object(readable).release().ptr(), torch_.plain = py::object(plain).release().ptr();
-    torch_.unwrap = torch.attr("_C").attr("_functorch").attr("unwrap_if_dead").cast<py::object>().release().ptr();
     torch_.cuda_stream = py::object(cuda_stream).release().ptr();
     torch_.empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
     torch_.contiguous_format = torch.attr("contiguous_format").cast<py::object>().release().ptr();
     for (int i = 0; i < kDTypes; ++i) torch_.dtypes[i] = py::object(dtypes[i]).release().ptr();
     torch_.view = nullptr;
-    if (!exchange.is_none()) {
-      auto api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
-      if (api == nullptr) throw py::error_already_set();
+    const char* kExchange = "dlpack_exchange_api";
+    if (PyCapsule_IsValid(exchange.ptr(), kExchange)) {
+      auto api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(exchange.ptr(), kExchange));
       if (api->version.major == 1) torch_.view = api->view;
     }
   });
@@ -653,14 +652,13 @@ PYBIND11_MODULE(_C, m) {
   // density, a letter per argument, (like, place in wanted, form, written) per output, sums, rest, on CUDA
   m.def("body", [](std::string density, std::string roles, const std::vector<std::tuple<int, int, char, bool>>& outputs,
                    int sums, py::object rest, bool cuda) {
-    Call::limit(std::count(roles.begin(), roles.end(), 'e') + std::count(roles.begin(), roles.end(), 'p'),
-                kMaxElements);
-    Call::limit(outputs.size(), kMaxElements), Call::limit(sums, kMaxRows);
-    Call::limit(std::count(roles.begin(), roles.end(), 'r'), kMaxRows);
-    Call::limit(std::count(roles.begin(), roles.end(), 'n'), kMaxParams);
+    auto count = [&](char role) { return std::count(roles.begin(), roles.end(), role); };
+    size_t written = 0;
+    for (const auto& output : outputs) written += std::get<char>(output) == 'h' ? 2 : 1;
+    Call::limit(count('e') + count('p') + 2 * count('h'), kMaxElements), Call::limit(written, kMaxElements);
+    Call::limit(count('r'), kMaxRows), Call::limit(sums, kMaxRows), Call::limit(count('n'), kMaxParams);
     auto body = new Body{std::move(density), std::move(roles), {}, sums, std::move(rest), cuda};
-    for (const auto& [like, wanted, planes, written] : outputs)
-      body->outputs.push_back({like, wanted, planes, written});
+    for (const auto& [like, wanted, form, written] : outputs) body->outputs.push_back({like, wanted, form, written});
     py::capsule self(body, [](void* pointer) { delete static_cast<Body*>(pointer); });
     return owned(PyCFunction_New(&body_method, self.ptr()));
   });

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import cotangents, gradients, seed_tensor
 from strategies import shapes, strided
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vaefast
 from vaefast import _extension
 from vaefast._layout import Layout, readable, rows_and_cols
+from vaefast.ops._define import TABLE
 from vaefast.reference.noise import standard_normal
 
 
@@ -194,25 +196,42 @@ def test_gradients_that_are_put_off(backend):
 
 
 def _left_behind(tensor):
-    """The wrapper that a transform of torch.func gives its function, kept past the transform."""
+    """Twice the tensor, in the wrapper that a transform of torch.func gives its function, kept past the transform."""
     kept = []
-    torch.func.grad(lambda x: (kept.append(x), x.sum())[1])(tensor)
+    torch.func.grad(lambda x: (kept.append(2 * x), x.sum())[1])(tensor)
     return kept[0]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_what_a_transform_left_behind(backend):
-    mu, logvar = torch.randn(4, 3), torch.randn(4, 3).requires_grad_()
+    leaf, logvar = (torch.randn(4, 3).requires_grad_() for _ in range(2))
     with vaefast.use_backend(backend):
         for call in (
+            lambda x: vaefast.rsample(x, logvar, seed=1),
             lambda x: vaefast.rsample_kl(x, logvar, seed=1)[0],
             lambda x: vaefast.kl_standard_normal(x.t(), logvar.t()),
-            lambda x: vaefast.bernoulli_nll(logvar, x.sigmoid()),
+            lambda x: vaefast.bernoulli_nll(logvar + x, torch.ones(4, 3)),
         ):
-            found, expected = call(_left_behind(mu)), call(mu)
+            found, expected = call(_left_behind(leaf)), call(2 * leaf)
             torch.testing.assert_close(found, expected)
-            grads = [torch.autograd.grad(value.sum(), logvar)[0] for value in (found, expected)]
-            torch.testing.assert_close(*grads)
+            ours, theirs = (torch.autograd.grad(value.sum(), (leaf, logvar)) for value in (found, expected))
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda s: torch._neg_view(-s), lambda s: torch._efficientzerotensor(2, dtype=s.dtype)]
+)
+def test_a_seed_that_is_put_off(make):
+    mu, logvar = torch.randn(2, 4, 3)
+    seed = make(torch.tensor([3, 4]))
+    assert torch.equal(vaefast.rsample(mu, logvar, seed=seed), vaefast.rsample(mu, logvar, seed=seed + 0))
+
+
+def test_a_tensor_without_memory_is_refused():
+    with FakeTensorMode():
+        fake = torch.randn(2, 3)
+    with pytest.raises((TypeError, RuntimeError), match=r"without memory|FakeTensor"):
+        vaefast.kl_standard_normal(torch.randn(2, 3), fake)
 
 
 # --- a PyTorch that lends no pointers: the compiled module then reads a tensor's attributes ---
@@ -251,6 +270,22 @@ def test_tensors_read_by_their_attributes(attributes_only, dtype):
             torch.testing.assert_close(grad, expected_grad)
 
 
-def test_a_type_that_no_walk_takes(attributes_only):
+def test_what_no_walk_takes(attributes_only):
+    rows = _extension.cpu.rows
+    with pytest.raises(IndexError):
+        rows("rsample_forward", 1)
+    with pytest.raises(ValueError, match="batch_ndim must not be above"):
+        rows("kl_standard_normal_forward", 1, (torch.zeros(()), torch.zeros(())), (), (), (torch.zeros(()),))
     with pytest.raises(TypeError, match="takes no tensor of this type"):
         _extension.cpu.rows("standard_normal", 0, (), (), (torch.empty(2, dtype=torch.complex64),), (), None, ())
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (3, 0), (1, 1, 4), (5, 1)])
+def test_outputs_have_the_usual_strides(shape):
+    """Also where the inputs' strides of dimensions of size 1 are others: what a compiler was told of the op."""
+    mu, logvar = torch.randn(*shape[:-1], 2 * shape[-1]).chunk(2, -1)
+    grad = torch.randn(shape)
+    z, kl = TABLE["rsample_kl_forward"].run(mu, logvar, seed_tensor(), 1, -math.inf, math.inf)
+    grads = TABLE["rsample_kl_backward"].run(grad, kl, mu, logvar, seed_tensor(), 1, -math.inf, math.inf)
+    for made in (z, *grads):
+        assert made.stride() == torch.empty(shape).stride()

@@ -68,8 +68,7 @@ def halves(tensor: torch.Tensor, dim: int) -> tuple[Argument, Argument]:
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with its values in memory: not those of a negative that PyTorch has put off (the imaginary part of a
-    conjugate), nor no memory at all (the zeros that some gradients are, what a transform of torch.func left behind)."""
-    tensor = torch._C._functorch.unwrap_if_dead(tensor)
+    conjugate), nor no memory at all (the zeros that some gradients are)."""
     if tensor._is_zerotensor():
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return tensor.resolve_neg()

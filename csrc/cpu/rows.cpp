@@ -293,11 +293,15 @@ class Runner {
   }
 
   // The normals of the tile, made in whole groups; returns where the tile's first one lies.
-  const float* make_noise(const Tile& tile, float* buffer) const {
+  // Meanwhile the memory fetches what the density will read, which would otherwise wait for it.
+  const float* make_noise(const Tile& tile, float* buffer, const C* const* in) const {
     int64_t first = tile.row * walk_.cols + tile.col, group = first / kGroup;
     int skip = static_cast<int>(first - group * kGroup);
-    for (int at = 0; at < skip + tile.size(); at += kNormals, group += kNormals / kGroup)
+    for (int at = 0; at < skip + tile.size(); at += kNormals, group += kNormals / kGroup) {
+      for (int line = at; line < at + kNormals; line += 64 / static_cast<int>(sizeof(C)))
+        for (int i = 0; i < D::inputs; ++i) __builtin_prefetch(in[i] + line, 0, 2);
       normals(buffer + at, group, seed_, offset_);
+    }
     return buffer + skip;
   }
 
@@ -318,7 +322,7 @@ class Runner {
     for (int i = 0; i < D::outputs; ++i) out[i] = place(walk_.outputs[i], tile, out_buffer[i]);
     for (int i = 0; i < D::row_inputs; ++i) spread_row(i, tile, row_buffer[i]);
     [[maybe_unused]] const float* eps = nullptr;
-    if constexpr (D::noise) eps = make_noise(tile, noise_buffer);
+    if constexpr (D::noise) eps = make_noise(tile, noise_buffer, in);
 
     alignas(64) C weight_buffer[D::row_inputs + D::row_outputs ? kPadded : 1];
     const C* weight = nullptr;

@@ -159,9 +159,16 @@ def define_rows(
 
 
 class _Function(torch.autograd.Function):
-    """One that is applied outside torch.func's transforms, since `transformed()` is asked before."""
+    """One that is applied outside torch.func's transforms, since `transformed()` is asked before: Function.apply would
+    look for them once more. What an ended transform left behind is unwrapped, as there."""
 
-    apply = vars(torch._C._FunctionBase)["apply"]  # Function.apply looks for transforms once more
+    @classmethod
+    def apply(cls, *args):
+        args = [_unwrapped(a) if type(a) is torch.Tensor else a for a in args]
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+_unwrapped = torch._C._functorch.unwrap_if_dead
 
 
 def differentiable(
