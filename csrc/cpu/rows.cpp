@@ -292,14 +292,19 @@ class Runner {
     static_cast<C*>(walk_.row_outputs[k].data)[row * walk_.row_outputs[k].stride] = value;
   }
 
+  // Ask the memory for `count` numbers of every input, from `at` on; there need be none.
+  static void fetch(const C* const* in, int at, int count) {
+    for (int line = at; line < at + count; line += 64 / static_cast<int>(sizeof(C)))
+      for (int i = 0; i < D::inputs; ++i) __builtin_prefetch(in[i] + line, 0, 2);
+  }
+
   // The normals of the tile, made in whole groups; returns where the tile's first one lies.
   // Meanwhile the memory fetches what the density will read, which would otherwise wait for it.
   const float* make_noise(const Tile& tile, float* buffer, const C* const* in) const {
     int64_t first = tile.row * walk_.cols + tile.col, group = first / kGroup;
     int skip = static_cast<int>(first - group * kGroup);
     for (int at = 0; at < skip + tile.size(); at += kNormals, group += kNormals / kGroup) {
-      for (int line = at; line < at + kNormals; line += 64 / static_cast<int>(sizeof(C)))
-        for (int i = 0; i < D::inputs; ++i) __builtin_prefetch(in[i] + line, 0, 2);
+      fetch(in, at, kNormals);
       normals(buffer + at, group, seed_, offset_);
     }
     return buffer + skip;
@@ -355,7 +360,9 @@ class Runner {
     for (int i = 0; i < D::outputs; ++i)
       streams[i] = streams_ && out[i] != out_buffer[i] && reinterpret_cast<uintptr_t>(out[i]) % kBytes == 0;
     int at = 0;
-    for (; at + kLanes <= size; at += kLanes)
+    for (; at + kLanes <= size; at += kLanes) {
+      // where nothing is written the memory has time to spare for the next tile, which in most tensors follows
+      if constexpr (!D::noise && !D::outputs) fetch(in, at + kTile, kLanes);
       step(
           at, [](const C* from) { return load<V>(from); },
           [&]([[maybe_unused]] int i, C* to, V v) {
@@ -363,6 +370,7 @@ class Runner {
               if (streams[i]) return stream(to, v);
             store(to, v);
           });
+    }
     if (int rest = size - at)
       step(
           at, [rest](const C* from) { return load_some<V>(from, rest); },
