@@ -129,6 +129,15 @@ def test_a_damaged_run_is_named(name, content, message, folder, tmp_path):
         Run(tmp_path)
 
 
+def test_a_run_without_its_configuration_knows_no_data(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").unlink()
+    run = Run(tmp_path)
+    assert run.samples(2).shape[0] == 2
+    with pytest.raises(RunError, match="was trained on is not known: it has no config.json"):
+        _ = run.data
+
+
 # --- charts ---
 
 

@@ -69,6 +69,8 @@ class Run:
 
     @functools.cached_property
     def data(self) -> Split:
+        if not self.settings:
+            raise RunError(f"what the run in {self.folder} was trained on is not known: it has no config.json")
         try:
             data = build.load_data(Settings(**self.settings))
         except (SettingsError, TypeError) as error:
