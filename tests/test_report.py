@@ -134,7 +134,7 @@ def test_a_run_without_its_configuration_knows_no_data(folder, tmp_path):
     (tmp_path / "config.json").unlink()
     run = Run(tmp_path)
     assert run.samples(2).shape[0] == 2
-    with pytest.raises(RunError, match="was trained on is not known: it has no config.json"):
+    with pytest.raises(RunError, match=r"was trained on is not known: it has no config\.json"):
         _ = run.data
 
 
