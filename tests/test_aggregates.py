@@ -181,3 +181,9 @@ def test_errors():
     ]:
         with pytest.raises(error, match=words):
             call()
+
+
+@pytest.mark.parametrize("name", ["off_diagonal", "diagonal"])
+def test_weights_that_are_no_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got str"):
+        vaefast.dip_regulariser(torch.randn(4, 3), **{name: "1"})
