@@ -170,27 +170,13 @@ class Tensor {
   std::vector<int64_t> sizes_;
 
   bool known(const DLTensor& lent) {
-    constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6;
-    switch (lent.dtype.code << 8 | lent.dtype.bits) {
-      case kFloat << 8 | 32:
-        return (dtype = DType::float32, true);
-      case kFloat << 8 | 64:
-        return (dtype = DType::float64, true);
-      case kFloat << 8 | 16:
-        return (dtype = DType::float16, true);
-      case kBFloat << 8 | 16:
-        return (dtype = DType::bfloat16, true);
-      case kUInt << 8 | 8:
-        return (dtype = DType::uint8, true);
-      case kInt << 8 | 32:
-        return (dtype = DType::int32, true);
-      case kInt << 8 | 64:
-        return (dtype = DType::int64, true);
-      case kBool << 8 | 8:
-        return (dtype = DType::boolean, true);
-      default:
-        return false;
-    }
+    enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
+    constexpr uint8_t kinds[kDTypes][2] = {{kFloat, 32}, {kFloat, 64}, {kFloat, 16}, {kBFloat, 16},
+                                           {kUInt, 8},   {kInt, 32},   {kInt, 64},   {kBool, 8}};  // in DType's order
+    int i = 0;
+    while (i < kDTypes && (lent.dtype.code != kinds[i][0] || lent.dtype.bits != kinds[i][1])) ++i;
+    dtype = static_cast<DType>(i);
+    return i < kDTypes;
   }
 
   void take(const DLTensor& lent) {
