@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
+from processes import of_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 import vaefast
@@ -35,17 +35,12 @@ def _model():
     return VAE()
 
 
-def _rank(rank, rendezvous, folder):
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=RANKS)
-    try:
-        torch.save(_gradients(DistributedDataParallel(_model()), rank), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def _rank(rank):
+    return _gradients(DistributedDataParallel(_model()), rank)
 
 
 def test_gradients_are_the_average_over_ranks(tmp_path):
-    torch.multiprocessing.spawn(_rank, (tmp_path / "rendezvous", tmp_path), nprocs=RANKS)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+    found = of_ranks(_rank, RANKS, tmp_path)
     alone = [_gradients(_model(), rank) for rank in range(RANKS)]
     for (loss, grads), (loss_alone, _) in zip(found, alone, strict=True):
         assert loss == pytest.approx(loss_alone, rel=1e-6)

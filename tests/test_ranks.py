@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
+from processes import of_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 import vaefast
@@ -137,34 +138,29 @@ def errors(rank, world):
     torch.testing.assert_close(mixture, vaefast.mixture_log_prob(t["z"], one["mu"], one["logvar"]))
 
 
-def run_rank(rank, world, rendezvous, folder):
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    try:
-        group, sizes = {"group": dist.group.WORLD}, SIZES[world]
-        found = {}
-        for name in TERMS:
-            own = rows(sum(sizes), sum(sizes[:rank]), sizes[rank])
-            found[name] = value_and_gradients(name, own, **group)
-        found["ddp"] = step(DistributedDataParallel(encoder()), rank, world, **group)
-        seeds = torch.stack([vaefast.sliced_wasserstein(whole(9)["z"], whole(9)["mu"], **group) for _ in range(2)])
-        found["seeds"] = seeds
-        own = rows(sum(sizes), sum(sizes[:rank]), sizes[rank])["z"]
-        (grad,) = torch.autograd.grad(vaefast.all_gather(own, **group).pow(3).sum(), own, create_graph=True)
-        found["twice"] = torch.autograd.grad(grad.square().sum(), own)[0]
-        found["permuted"] = objectives.permute_dimensions(own, **group).detach()
-        found["objectives"] = objective_parts(rows(sum(sizes), sum(sizes[:rank]), sizes[rank]), **group)
-        errors(rank, world)
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def run_rank(rank):
+    world = dist.get_world_size()
+    group, sizes = {"group": dist.group.WORLD}, SIZES[world]
+    found = {}
+    for name in TERMS:
+        own = rows(sum(sizes), sum(sizes[:rank]), sizes[rank])
+        found[name] = value_and_gradients(name, own, **group)
+    found["ddp"] = step(DistributedDataParallel(encoder()), rank, world, **group)
+    seeds = torch.stack([vaefast.sliced_wasserstein(whole(9)["z"], whole(9)["mu"], **group) for _ in range(2)])
+    found["seeds"] = seeds
+    own = rows(sum(sizes), sum(sizes[:rank]), sizes[rank])["z"]
+    (grad,) = torch.autograd.grad(vaefast.all_gather(own, **group).pow(3).sum(), own, create_graph=True)
+    found["twice"] = torch.autograd.grad(grad.square().sum(), own)[0]
+    found["permuted"] = objectives.permute_dimensions(own, **group).detach()
+    found["objectives"] = objective_parts(rows(sum(sizes), sum(sizes[:rank]), sizes[rank]), **group)
+    errors(rank, world)
+    return found
 
 
 @pytest.fixture(scope="module", params=SIZES, ids=lambda world: f"{world} ranks")
 def found(request, tmp_path_factory):
     """What each rank found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, (request.param, folder / "rendezvous", folder), nprocs=request.param)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    return of_ranks(run_rank, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", TERMS)

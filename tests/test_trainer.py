@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from processes import of_ranks
 from torch import nn
 
 import vaefast
@@ -446,15 +447,11 @@ def _train_noisy(model, kind, seed) -> dict:
     return {"model": state, "history": trainer.history, "skipped": trainer.skipped, "seeds": objective.seeds}
 
 
-def _rank(rank, rendezvous, folder):
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    try:
-        model = _noisy()
-        if rank:
-            nn.init.zeros_(model[0].weight)  # what rank 0 holds shall count
-        torch.save(_train_noisy(model, Batches, 5 + rank), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def _rank(rank):
+    model = _noisy()
+    if rank:
+        nn.init.zeros_(model[0].weight)  # what rank 0 holds shall count
+    return _train_noisy(model, Batches, 5 + rank)
 
 
 def _assert_as_one(first, second, alone):
@@ -470,8 +467,7 @@ def _assert_as_one(first, second, alone):
 
 def test_two_processes_train_as_one(tmp_path):
     """45 rows in batches of 4: the last one has one row, so that the second rank has none of it."""
-    torch.multiprocessing.spawn(_rank, (tmp_path / "rendezvous", tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = of_ranks(_rank, 2, tmp_path)
     alone = _train_noisy(_noisy(), Reseeded, 5)
     assert first["skipped"] == second["skipped"] == alone["skipped"] == 3
     _assert_as_one(first, second, alone)
@@ -539,17 +535,12 @@ def _train_terms_of_the_batch() -> list[dict]:
     return found
 
 
-def _rank_of_the_batch(rank, rendezvous, folder):
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    try:
-        torch.save(_train_terms_of_the_batch(), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def _rank_of_the_batch(rank):
+    return _train_terms_of_the_batch()
 
 
 def test_terms_of_the_batch_are_those_of_one_process(tmp_path):
-    torch.multiprocessing.spawn(_rank_of_the_batch, (tmp_path / "rendezvous", tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = of_ranks(_rank_of_the_batch, 2, tmp_path)
     for (*_, part), *runs in zip(OF_THE_BATCH, first, second, _train_terms_of_the_batch(), strict=True):
         _assert_as_one(*runs)
         assert all(abs(row["train"][part]) > 1e-4 for row in runs[0]["history"])
