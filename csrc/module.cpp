@@ -609,6 +609,11 @@ PYBIND11_MODULE(_C, m) {
       if (chosen == nullptr) chosen = &set;
     }
   m.attr("instruction_sets") = py::tuple(names);  // those that this machine runs, best first
+#ifdef __x86_64__
+  m.attr("intel") = static_cast<bool>(__builtin_cpu_is("intel"));
+#else
+  m.attr("intel") = false;
+#endif
 
   // dtypes: in the order of DType. exchange: torch.Tensor's capsule of this name, or None. cuda_stream(device): the
   // address of the current one.

@@ -11,6 +11,7 @@ from torch import nn
 from vaefast.models import parts
 from vaefast.models.parts import glorot, he
 from vaefast.models.vae import VAE
+from vaefast.nn import FusedSequential
 
 
 def conv_vae(
@@ -44,7 +45,7 @@ def conv_vae(
             he(nn.Conv2d(a, b, 4, 2)),
             parts.activation(activation),
         ]
-    encoder = nn.Sequential(
+    encoder = FusedSequential(
         *layers,
         nn.Flatten(),
         he(nn.Linear(flat, hidden)),
@@ -65,6 +66,6 @@ def conv_vae(
             layers.append(he(nn.ConvTranspose2d(channels[i], channels[i - 1], 4, 2, 1)))
             layers += [nn.ZeroPad2d((0, -odd[1], 0, -odd[0]))] if any(odd) else []
             layers.append(parts.activation(activation))
-        return nn.Sequential(*layers, *parts.last_up(width, shape))
+        return FusedSequential(*layers, *parts.last_up(width, shape))
 
     return parts.build(VAE, encoder, decoder, data_shape, (latent,), bounded=bounded, **options)

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from vaefast.models import parts
 from vaefast.models.parts import glorot, he
 from vaefast.models.vae import VAE
+from vaefast.nn import FusedSequential
 
 
 def _hidden(sizes: Sequence[int], activation: str) -> list[nn.Module]:
     return [m for a, b in itertools.pairwise(sizes) for m in (he(nn.Linear(a, b)), parts.activation(activation))]
 
 
-class DenseEncoder(nn.Module):
+class DenseEncoder(FusedSequential):
     """x [B, *data_shape] -> moments [B, 2 * latent]: hidden layers, then one head for the mean and one for the
     log-variance. Each head has weights of its own, rows of one matrix: two small products are one."""
 
     def __init__(
         self, data_shape: Sequence[int], latent: int, hidden: Sequence[int] = (128, 64, 32), activation: str = "relu"
     ):
-        super().__init__()
         sizes = [math.prod(data_shape), *hidden]
-        self.hidden = nn.Sequential(*parts.flatten(data_shape), *_hidden(sizes, activation))
-        self.heads = glorot(nn.Linear(sizes[-1], 2 * latent), heads=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.heads(self.hidden(x))
+        layers = nn.Sequential(*parts.flatten(data_shape), *_hidden(sizes, activation))
+        heads = glorot(nn.Linear(sizes[-1], 2 * latent), heads=2)
+        super().__init__(OrderedDict(hidden=layers, heads=heads))
 
 
-class DenseDecoder(nn.Sequential):
+class DenseDecoder(FusedSequential):
     """z [B, latent] -> likelihood parameters [B, *data_shape]."""
 
     def __init__(

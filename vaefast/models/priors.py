@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vaefast.distributions import DiagonalGaussian
+from vaefast.nn import FusedSequential
 from vaefast.ops import gaussian_nll, mixture_log_prob, standard_normal
 
 
@@ -114,7 +115,7 @@ class _Coupling(nn.Module):
     def __init__(self, size: int, hidden: int, swap: bool):
         super().__init__()
         self.kept, self.swap = size - size // 2 if swap else size // 2, swap
-        self.net = nn.Sequential(
+        self.net = FusedSequential(
             nn.Linear(self.kept, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
             nn.Linear(hidden, 2 * (size - self.kept)),
         )  # fmt: skip

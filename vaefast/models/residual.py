@@ -11,6 +11,7 @@ from torch import nn
 from vaefast.models import parts
 from vaefast.models.parts import glorot, he
 from vaefast.models.vae import VAE
+from vaefast.nn import FusedSequential
 
 
 class Block(nn.Module):
@@ -76,7 +77,7 @@ def residual_vae(
     for channels, size in stages:
         layers += [he(nn.Conv2d(before, channels, 3, 2, 1)), *blocks(depth, channels, activation, total, size, True)]
         before = channels
-    encoder = nn.Sequential(
+    encoder = FusedSequential(
         *layers,
         parts.norm(before),
         parts.activation(activation),
@@ -93,6 +94,6 @@ def residual_vae(
             layers += blocks(depth, channels, activation, total, size, True)
             if i:
                 layers += [he(nn.Conv2d(channels, stages[i - 1][0], 1)), parts.Upsample(stages[i - 1][1])]
-        return nn.Sequential(*layers, parts.norm(width), parts.activation(activation), *parts.last_up(width, shape))
+        return FusedSequential(*layers, parts.norm(width), parts.activation(activation), *parts.last_up(width, shape))
 
     return parts.build(VAE, encoder, decoder, data_shape, (latent,), bounded=bounded, **options)

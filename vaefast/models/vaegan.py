@@ -11,6 +11,7 @@ from torch import nn
 from vaefast.models import parts
 from vaefast.models.parts import glorot, he
 from vaefast.models.vae import VAE
+from vaefast.nn import FusedSequential
 
 
 class PatchCritic(nn.Module):
@@ -80,7 +81,7 @@ class ImageCritic(nn.Module):
             found += [nn.LeakyReLU(0.2)]
         self.features = nn.Sequential(*found).to(memory_format=torch.channels_last)
         flat = widths[-1] * math.prod(sizes[-1])
-        self.logit = nn.Sequential(
+        self.logit = FusedSequential(
             nn.Flatten(), he(nn.Linear(flat, hidden)), nn.LeakyReLU(0.2), glorot(nn.Linear(hidden, 1)), nn.Flatten(0)
         )
 

@@ -4,6 +4,7 @@ from vaefast.nn import likelihoods
 from vaefast.nn.annealers import Annealer, Capacity, Cosine, Cyclical, Linear
 from vaefast.nn.elbo import ELBOLoss
 from vaefast.nn.latent import GaussianLatent
+from vaefast.nn.layers import FusedSequential
 from vaefast.nn.likelihoods import *  # noqa: F403 - the classes of its table
 from vaefast.nn.likelihoods import unit
 
@@ -13,6 +14,7 @@ __all__ = [
     "Cosine",
     "Cyclical",
     "ELBOLoss",
+    "FusedSequential",
     "GaussianLatent",
     "Linear",
     "unit",

@@ -162,6 +162,8 @@ class Likelihood(torch.nn.Module):
         """The row's parameters in order, those that are given and those that are fixed."""
         given = parameters if isinstance(parameters, (tuple, list)) else (parameters,)
         names = self.row.parameters.split()
+        if not self._fixed and len(given) == len(names):
+            return [*given]
         decoded = [n for n in names if n not in self._fixed]
         if len(given) != len(decoded):
             raise ValueError(f"parameters must be ({', '.join(decoded)}), got {len(given)} of them")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from vaefast.models import VAE
+from vaefast.nn import FusedSequential
 from vaefast.objectives.elbo import Parts, evaluated, frozen, gaussian_posterior
 from vaefast.ops import total_correlation
 from vaefast.ops.ranks import Gather, layout
@@ -93,7 +94,7 @@ class FactorVAE(nn.Module):
         if critic is None:
             sizes = [latent, *[width] * layers]
             hidden = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
-            critic = nn.Sequential(*hidden, nn.Linear(sizes[-1], 1))
+            critic = FusedSequential(*hidden, nn.Linear(sizes[-1], 1))
         self.critic = critic
 
     def forward(self, model: VAE, x: torch.Tensor) -> Parts:

@@ -10,7 +10,7 @@ from torch import nn
 
 from vaefast.models import VAE
 from vaefast.models.parts import glorot, he
-from vaefast.nn import OptimalSigmaGaussian
+from vaefast.nn import FusedSequential, OptimalSigmaGaussian
 from vaefast.ops import _checks
 from vaefast.sampling.sampler import Posteriors, Sampler
 
@@ -22,7 +22,7 @@ class _Skip(nn.Module):
         super().__init__()
         sizes = [inputs, *hidden]
         layers = [m for a, b in itertools.pairwise(sizes) for m in (he(nn.Linear(a, b)), nn.ReLU())]
-        self.hidden = nn.Sequential(*layers)
+        self.hidden = FusedSequential(*layers)
         self.last = glorot(nn.Linear(sizes[-1] + inputs, outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
