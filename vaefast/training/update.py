@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from vaefast.training import distributed
+from vaefast.training.adam import Adam
 
 Flag = torch.Tensor | bool
 
@@ -43,6 +44,7 @@ class Update:
         self.optimizer, self.clip, self.skip_above, self.captured = optimizer, clip, skip_above, captured
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(self._parameters[0].device.type) if scaled else None
+        self._adam = Adam(optimizer)
         self._plain = not scaled and clip is None and skip_above is None and not captured
         if captured:
             self._make_capturable(name)
@@ -102,7 +104,7 @@ class Update:
         """`step` of the everyday case, decided in Python: on a CPU a number costs less than an op on it."""
         taken = all(math.isfinite(loss.item()) for loss in losses) and self._all_finite(gradients)
         if taken:
-            self.optimizer.step()
+            self._adam.step()
         return taken, taken, taken
 
     def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
