@@ -26,7 +26,7 @@ constexpr int kTile = 1024;
 constexpr int kPlanesTile = 16384;  // numbers in a tile of stacks, those read and those written
 constexpr int kRound = 16;          // to which tiles of stacks are cut: alike for every instruction set
 constexpr std::align_val_t kCacheLine{64};
-constexpr int64_t kCached = 1 << 21;  // a walk that touches more bytes finds its first outputs evicted
+constexpr int64_t kCached = 1 << 20;  // a walk that touches more bytes finds its first outputs evicted
 constexpr int64_t kParallel = 32768;  // elements below which starting threads costs more than it gains
 
 struct Tile {
@@ -243,12 +243,16 @@ class Runner {
     C* scratch = nullptr;  // [thread, room]
     if (D::planes) scratch = new (kCacheLine) C[room() * threads];
     [[maybe_unused]] bool parallel = threads > 1 && tiles_ > 1 && walk_.rows * walk_.cols * stack_ >= kParallel;
-#pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
-    for (int64_t t = 0; t < tiles_; ++t) {
-      if constexpr (D::planes)
-        map_planes(tile(t), scratch + thread() * room(), partial);
-      else
-        map(tile(t), partial);
+#pragma omp parallel num_threads(threads) if (parallel)
+    {
+#pragma omp for schedule(static) nowait
+      for (int64_t t = 0; t < tiles_; ++t) {
+        if constexpr (D::planes)
+          map_planes(tile(t), scratch + thread() * room(), partial);
+        else
+          map(tile(t), partial);
+      }
+      if (streams_) streamed();  // once: it waits for all that is on its way
     }
     operator delete[](scratch, kCacheLine);
     if (partial) {
@@ -362,7 +366,7 @@ class Runner {
     int at = 0;
     for (; at + kLanes <= size; at += kLanes) {
       // where nothing is written the memory has time to spare for the next tile, which in most tensors follows
-      if constexpr (!D::noise && !D::outputs) fetch(in, at + kTile, kLanes);
+      if constexpr (!D::noise && (!D::outputs || D::later)) fetch(in, at + kTile, kLanes);
       step(
           at, [](const C* from) { return load<V>(from); },
           [&]([[maybe_unused]] int i, C* to, V v) {
@@ -375,7 +379,6 @@ class Runner {
       step(
           at, [rest](const C* from) { return load_some<V>(from, rest); },
           [rest](int, C* to, V v) { store_some(to, v, rest); });
-    if (streams_) streamed();
 
     for (int i = 0; i < D::outputs; ++i)
       if (out[i] == out_buffer[i] && walk_.outputs[i].data) write(walk_.outputs[i], tile, out_buffer[i]);

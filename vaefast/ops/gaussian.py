@@ -6,6 +6,7 @@ stored: backward makes it again from the seed. Either half of a `chunk` is read 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -126,11 +127,11 @@ KLNormal = differentiable(
 )
 
 
-def _pair(mu, logvar, batch_ndim, logvar_bounds, names=("mu", "logvar")):
+def _pair(mu, logvar, batch_ndim, logvar_bounds):
     """Check mu, logvar and batch_ndim; return the pair in one dtype, and the bounds."""
-    _checks.floating(names[0], mu)
-    _checks.floating(names[1], logvar)
-    _checks.alike(names[0], mu, names[1], logvar)
+    _checks.floating("mu", mu)
+    _checks.floating("logvar", logvar)
+    _checks.alike("mu", mu, "logvar", logvar)
     _checks.batch_ndim(batch_ndim, mu.ndim)
     if mu.dtype != logvar.dtype:
         dtype = torch.promote_types(mu.dtype, logvar.dtype)
@@ -257,15 +258,17 @@ def kl_normal(
         except RuntimeError:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(names, tensors, strict=True))
             raise ValueError(f"mu_q, logvar_q, mu_p and logvar_p must broadcast to one shape, got {shapes}") from None
-    mu_q, logvar_q, lo, hi = _pair(*tensors[:2], batch_ndim, logvar_bounds, names[:2])
-    mu_p, logvar_p, _, _ = _pair(*tensors[2:], batch_ndim, logvar_bounds, names[2:])
-    _checks.alike("mu_q", mu_q, "mu_p", mu_p)
-    if mu_q.dtype != mu_p.dtype:
-        dtype = torch.promote_types(mu_q.dtype, mu_p.dtype)
-        mu_q, logvar_q, mu_p, logvar_p = (t.to(dtype) for t in (mu_q, logvar_q, mu_p, logvar_p))
+    for name, tensor in zip(names[1:], tensors[1:], strict=True):
+        _checks.alike("mu_q", tensors[0], name, tensor)
+    _checks.batch_ndim(batch_ndim, tensors[0].ndim)
+    lo, hi = _checks.bounds(logvar_bounds)
+    dtype = tensors[0].dtype
+    if any([t.dtype != dtype for t in tensors]):
+        dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
+        tensors = [t.to(dtype) for t in tensors]
     if transformed():
-        return reference.kl_normal(mu_q, logvar_q, mu_p, logvar_p, batch_ndim, lo, hi)
-    tensors = distinct(mu_q, logvar_q, mu_p, logvar_p)
+        return reference.kl_normal(*tensors, batch_ndim, lo, hi)
+    tensors = distinct(*tensors)
     return KLNormal.apply(hint(expected_grad, tensors), *tensors, batch_ndim, lo, hi)
 
 
