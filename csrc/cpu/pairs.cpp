@@ -90,7 +90,7 @@ class PairsRunner {
     [[maybe_unused]] bool parallel = threads > 1 && rows_ * cols_ * (dims_ + 1) >= kParallel;
 #pragma omp parallel num_threads(threads) if (parallel)
     {
-      Array<LogSum<V>> state(kRows * (dims_ + 1));
+      Array<LogSum<V>> state(kRows * sums());
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < rows_; row += kRows)
         forward_rows(row, static_cast<int>(rows_ - row < kRows ? rows_ - row : kRows), state.get());
@@ -207,26 +207,31 @@ class PairsRunner {
 
   // ---- forward ----
 
+  // A row's sums: one for each dimension on its own, then the whole's.
+  int64_t sums() const { return D::dimensions ? dims_ + 1 : 1; }
+
   void forward_rows(int64_t row, int count, LogSum<V>* state) const {
-    for (int64_t i = 0; i < count * (dims_ + 1); ++i) state[i] = {splat<V>(-kLargest<C>), V{}};
+    for (int64_t i = 0; i < count * sums(); ++i) state[i] = {splat<V>(-kLargest<C>), V{}};
     for (int64_t col = first_col(row), end; col < padded_; col = end) {
       int64_t block = col / kWidth * kWidth;
       end = block + width(block);
       if (end - col == kWidth) {
-        for (int r = 0; r < count; ++r) forward_block<kBlock>(row + r, col, state + r * (dims_ + 1));
-      } else {
+        for (int r = 0; r < count; ++r) forward_block<kBlock>(row + r, col, state + r * sums());
+      } else if constexpr (D::dimensions) {
         rest<kBlock / 2>(row, count, col, end, state);
+      } else {
+        for (; col < end; col += kLanes) forward_tile(row, count, col, state);
       }
     }
     const C every = static_cast<C>(p_.every);
-    for (int r = 0; r < count; ++r, state += dims_ + 1) {
+    for (int r = 0; r < count; ++r, state += sums()) {
       if constexpr (D::dimensions)
         for (int64_t d = 0; d < dims_; ++d) static_cast<C*>(p_.values)[(row + r) * dims_ + d] = total(state[d]) + every;
       C& value = static_cast<C*>(p_.value)[row + r];
       if constexpr (D::logarithm)
-        value = total(state[dims_]) + every;
+        value = total(state[sums() - 1]) + every;
       else
-        value = add_lanes<C, kBytes>(state[dims_].sum);
+        value = add_lanes<C, kBytes>(state->sum);
     }
   }
 
@@ -234,7 +239,7 @@ class PairsRunner {
   template <int N>
   void rest(int64_t row, int count, int64_t col, int64_t end, LogSum<V>* state) const {
     for (; col + N * kLanes <= end; col += N * kLanes)
-      for (int r = 0; r < count; ++r) forward_block<N>(row + r, col, state + r * (dims_ + 1));
+      for (int r = 0; r < count; ++r) forward_block<N>(row + r, col, state + r * sums());
     if constexpr (N > 1) rest<N / 2>(row, count, col, end, state);
   }
 
@@ -274,9 +279,43 @@ class PairsRunner {
       if constexpr (D::logarithm)
         x[v] = weight - q[v];
       else
-        state[dims_].sum += weight * D::kernel(q[v], scales_.get(), p_.scale_count).value;
+        state->sum += weight * D::kernel(q[v], scales_.get(), p_.scale_count).value;
     }
-    if constexpr (D::logarithm) add<N>(state[dims_], x);
+    if constexpr (D::logarithm) add<N>(state[sums() - 1], x);
+  }
+
+  // One vector of cols and all the rows: sums that wait for each other are of different rows.
+  void forward_tile(int64_t row, int count, int64_t col, LogSum<V>* state) const {
+    V q[kRows], extra[kRows] = {};
+    for (int r = 0; r < count; ++r) special(row + r, col, extra + r, 1);
+    distances([&](int r) { return points_ + (row + (r < count ? r : 0)) * dims_; }, col, q);
+    for (int r = 0; r < count; ++r, ++state) {
+      V weight = load<V>(cols_data_.last + col) + extra[r];
+      if constexpr (D::logarithm) {
+        V x = weight - q[r];
+        add<1>(*state, &x);
+      } else {
+        state->sum += weight * D::kernel(q[r], scales_.get(), p_.scale_count).value;
+      }
+    }
+  }
+
+  // The squared distances of eight points, `point(r)`, to a vector of cols.
+  template <class F>
+  VF_FN void distances(F point, int64_t col, V* q) const {
+    const int64_t step = width(col / kWidth * kWidth), first = at(col);
+    const C *mu = cols_data_.a + first, *scale = cols_data_.b + first;
+    const C* points[kRows];
+    V sums[kRows] = {};
+    for (int r = 0; r < kRows; ++r) points[r] = point(r);
+    for (int64_t d = 0; d < dims_; ++d, mu += step, scale += step) {
+      VF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        V u = distance(splat<V>(points[r][d]), mu, scale);
+        sums[r] = Native<V>::multiply_add(u, u, sums[r]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) q[r] = sums[r];
   }
 
   // ---- backward ----
@@ -293,8 +332,8 @@ class PairsRunner {
       int64_t to = at(c), step = width(c / kWidth * kWidth);
       for (int64_t d = 0; d < dims_; ++d, to += step) {
         store(sums.a + to, V{});
-        store(sums.b + to, V{});
-        store(sums.c + to, V{});
+        if constexpr (D::scaled) store(sums.b + to, V{});
+        if constexpr (D::dimensions) store(sums.c + to, V{});
       }
       store(sums.last + c, V{});
     }
@@ -305,7 +344,11 @@ class PairsRunner {
       for (int64_t r = 0; r < kRows; ++r) rows[r] = row_at(row, r, count, nothing.get());
       for (int64_t i = 0; i < kRows * (dims_ + 1); ++i) room[i] = V{};
       int64_t from = first_col(row) > col ? first_col(row) : col;
-      for (int64_t c = from; c < col_end; c += kLanes) backward_tile(row, rows, c, sums, room);
+      for (int64_t c = from, end; c < col_end; c = end) {
+        end = c / kWidth * kWidth + kWidth;
+        if (end > col_end) end = col_end;
+        backward_block(row, rows, c, static_cast<int>((end - c) / kLanes), sums, room);
+      }
       add_up(room, count * dims_, points + row * dims_);
       if constexpr (!D::logarithm)
         for (int64_t r = 0; r < count; ++r)
@@ -313,16 +356,14 @@ class PairsRunner {
     }
   }
 
-  // The sum of each vector's lanes; of many, squares are turned, and vectors added instead of lanes.
+  // The sum of each vector's lanes.
   static void add_up(const V* from, int64_t size, C* to) {
     int64_t i = 0;
     if constexpr (sizeof(C) == 4)
       for (; i + kLanes <= size; i += kLanes) {
-        V square[kLanes], sum{};
+        V square[kLanes];
         for (int l = 0; l < kLanes; ++l) square[l] = from[i + l];
-        transpose(square);
-        for (int l = 0; l < kLanes; ++l) sum += square[l];
-        store(to + i, sum);
+        store(to + i, add_rows(square));
       }
     for (; i < size; ++i) to[i] = add_lanes<C, kBytes>(from[i]);
   }
@@ -342,75 +383,80 @@ class PairsRunner {
     return result;
   }
 
-  // slope: of the loss by q; for each dimension on its own, by the square of its u.
-  void backward_tile(int64_t row, const Row* rows, int64_t col, Packed sums, V* room) const {
-    const int64_t step = width(col / kWidth * kWidth), first = at(col);
-    const C *mu = cols_data_.a + first, *scale = cols_data_.b + first;
-    V slope[kRows] = {}, extra[kRows] = {};
+  // Eight rows and at most a block of cols: a row's sums stay in registers meanwhile.
+  void backward_block(int64_t row, const Row* rows, int64_t col, int count, Packed sums, V* room) const {
+    V slope[kBlock * kRows], extra[kBlock * kRows] = {};
+    bool any_special = false;
+    for (int v = 0; v < count; ++v)
+      any_special |= slopes(row, rows, col + v * kLanes, slope + v * kRows, extra + v * kRows, sums, room);
+    if (D::dimensions && any_special)
+      backward_dims<true>(rows, col, count, slope, extra, sums, room);
+    else
+      backward_dims<false>(rows, col, count, slope, extra, sums, room);
+  }
+
+  // slope: of the loss by q; for each dimension on its own, by the square of its u. Returns whether a pair is special.
+  bool slopes(int64_t row, const Row* rows, int64_t col, V* slope, V* extra, Packed sums, V* room) const {
     bool any_special = false;
     for (int r = 0; r < kRows; ++r) any_special |= special(row + r, col, extra + r, 1);
-
-    for (int64_t d = 0; d < dims_; ++d, mu += step, scale += step) {
-      VF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        V u = distance(splat<V>(rows[r].point[d]), mu, scale);
-        slope[r] = Native<V>::multiply_add(u, u, slope[r]);
-      }
-    }
-    using N = Native<V>;
+    V q[kRows];
+    distances([&](int r) { return rows[r].point; }, col, q);
     V weight = load<V>(cols_data_.last + col), all{};
     for (int r = 0; r < kRows; ++r) {
       if constexpr (D::logarithm)
-        slope[r] = exp_only(weight + extra[r] - slope[r] - rows[r].value) * -rows[r].grad;
+        slope[r] = exp_only(weight + extra[r] - q[r] - rows[r].value) * -rows[r].grad;
       else {
-        Kernel<V> kernel = D::kernel(slope[r], scales_.get(), p_.scale_count);
+        Kernel<V> kernel = D::kernel(q[r], scales_.get(), p_.scale_count);
         V counts = weight + extra[r];
-        room[kRows * dims_ + r] = N::multiply_add(kernel.value, counts, room[kRows * dims_ + r]);
+        room[kRows * dims_ + r] = Native<V>::multiply_add(kernel.value, counts, room[kRows * dims_ + r]);
         slope[r] = kernel.slope * counts * rows[r].grad;
       }
       all += slope[r];
     }
     store(sums.last + col, load<V>(sums.last + col) + all);
-
-    mu = cols_data_.a + first, scale = cols_data_.b + first;
-    if (D::dimensions && any_special)
-      backward_dims<true>(rows, first, step, slope, extra, sums, room);
-    else
-      backward_dims<false>(rows, first, step, slope, extra, sums, room);
+    return any_special;
   }
 
   template <bool Special>
-  VF_FN void backward_dims(const Row* rows, int64_t at, int64_t step, const V* slope, const V* extra, Packed sums,
+  VF_FN void backward_dims(const Row* rows, int64_t col, int count, const V* slope, const V* extra, Packed sums,
                            V* room) const {
     using N = Native<V>;
     const C every = static_cast<C>(p_.every);
-    for (int64_t d = 0; d < dims_; ++d, at += step) {
-      const C *mu = cols_data_.a + at, *scale = cols_data_.b + at;
-      V first{}, second{}, all{};
+    const int64_t step = width(col / kWidth * kWidth);
+    for (int64_t d = 0, start = at(col); d < dims_; ++d, start += step) {
+      V z[kRows], point[kRows];
       VF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        V u = distance(splat<V>(rows[r].point[d]), mu, scale), g = slope[r];
-        if constexpr (D::scaled) u = clamp(u, -kLargest<C>, kLargest<C>);  // nothing times infinity is nothing here
-        if constexpr (D::dimensions) {
-          V x = N::multiply_add(-u, u, load<V>(cols_data_.c + at));
-          if (Special) x += extra[r];
-          g = N::multiply_add(exp_only(x - finite(rows[r].values[d] - every)), splat<V>(-rows[r].grads[d]), g);
-          all += g;
+      for (int r = 0; r < kRows; ++r) z[r] = splat<V>(rows[r].point[d]), point[r] = room[r * dims_ + d];
+      for (int v = 0; v < count; ++v) {
+        const int64_t at = start + v * kLanes;
+        const C *mu = cols_data_.a + at, *scale = cols_data_.b + at;
+        V first{}, second{}, all{};
+        VF_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          V u = distance(z[r], mu, scale), g = slope[v * kRows + r];
+          if constexpr (D::scaled) u = clamp(u, -kLargest<C>, kLargest<C>);  // nothing times infinity is nothing here
+          if constexpr (D::dimensions) {
+            V x = N::multiply_add(-u, u, load<V>(cols_data_.c + at));
+            if (Special) x += extra[v * kRows + r];
+            g = N::multiply_add(exp_only(x - finite(rows[r].values[d] - every)), splat<V>(-rows[r].grads[d]), g);
+            all += g;
+          }
+          if constexpr (D::scaled) {
+            V moved = g * u;
+            first += moved;
+            second = N::multiply_add(moved, u, second);
+            point[r] = N::multiply_add(moved, load<V>(scale), point[r]);
+          } else {
+            first = N::multiply_add(g, u, first);
+            point[r] = N::multiply_add(g, u, point[r]);
+          }
         }
-        V& point = room[r * dims_ + d];
-        if constexpr (D::scaled) {
-          V moved = g * u;
-          first += moved;
-          second = N::multiply_add(moved, u, second);
-          point = N::multiply_add(moved, load<V>(scale), point);
-        } else {
-          first = N::multiply_add(g, u, first);
-          point = N::multiply_add(g, u, point);
-        }
+        store(sums.a + at, load<V>(sums.a + at) + first);
+        if constexpr (D::scaled) store(sums.b + at, load<V>(sums.b + at) + second);
+        if constexpr (D::dimensions) store(sums.c + at, load<V>(sums.c + at) + all);
       }
-      store(sums.a + at, load<V>(sums.a + at) + first);
-      if constexpr (D::scaled) store(sums.b + at, load<V>(sums.b + at) + second);
-      if constexpr (D::dimensions) store(sums.c + at, load<V>(sums.c + at) + all);
+      VF_UNROLL
+      for (int r = 0; r < kRows; ++r) room[r * dims_ + d] = point[r];
     }
   }
 

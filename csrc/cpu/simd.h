@@ -253,6 +253,15 @@ VF_FN void transpose(F32 (&square)[kFloats]) {
   }
 }
 
+// The sum of each row of a square of lanes, in order.
+VF_FN F32 add_rows(F32 (&square)[kFloats]) {
+  for (int half = kFloats / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      square[i] = interleave_lo(square[i], square[i + half]) + interleave_hi(square[i], square[i + half]);
+  return square[0];
+}
+
 // ---- half types: bits in, bits out, rounded to nearest even ----
 
 struct Float16 {

@@ -64,22 +64,24 @@ def _fused_mmd(kernel, walk, x, y, scales, unbiased, wanted):
     x, y = _contiguous(x, y)
     grads = [empty_like(t) if want else None for t, want in zip((x, y), wanted, strict=True)]
 
-    def mean(a, b, weight, own, grad_a, grad_b):
-        sums, ones = a.new_empty(a.shape[:1]), None
-        if grad_a is not None or grad_b is not None:
-            ones = torch.ones_like(sums)
-        tensors = a, b, None, None, sums, None, ones, None, grad_a, grad_b, None, None
-        density = f"{kernel}_mmd_{'forward' if ones is None else 'backward'}"
-        walk(density, tensors, weight, own * weight, 0, tuple(scales), a is b)
-        return sums.sum(dtype=torch.float64)  # the means cancel
+    same_x, same_y, between = reference.mmd_means(x, y, unbiased)
+    sums = x.new_empty(2 * len(x) + len(y))  # one for each row of the three
+    ones = torch.ones_like(sums) if any(wanted) else None
 
-    *same, between = reference.mmd_means(x, y, unbiased)
-    value = mean(*between, *grads)
-    for arguments, grad in zip(same, grads, strict=True):
+    def add(mean, at, grad_a, grad_b):
+        a, b, weight, own = mean
+        grad = None if grad_a is None and grad_b is None else ones
+        tensors = a, b, None, None, sums[at : at + len(a)], None, grad, None, grad_a, grad_b, None, None
+        density = f"{kernel}_mmd_{'forward' if grad is None else 'backward'}"
+        walk(density, tensors, weight, own * weight, 0, tuple(scales), a is b)
+
+    add(between, 0, *grads)
+    for mean, at, grad in zip((same_x, same_y), (len(x), 2 * len(x)), grads, strict=True):
         part = None if grad is None else empty_like(grad)
-        value = value + mean(*arguments, part, None)
+        add(mean, at, part, None)
         if grad is not None:
             grad.add_(part)
+    value = sums.sum(dtype=torch.float64)  # the means cancel
     return value.to(x.dtype), *[x.new_empty(0) if g is None else g for g in grads]
 
 
@@ -145,7 +147,7 @@ def _define_mmd(kernel: str) -> type[torch.autograd.Function]:
             if torch.is_grad_enabled() and not is_compiling():  # create_graph=True: plain PyTorch is differentiated on
                 grads = reference.mmd_backward(kernel, grad, x, y, *ctx.constants, wanted)
             else:
-                grads = [grad * g for g in grads]
+                grads = [grad * g if want else None for g, want in zip(grads, wanted, strict=True)]
             return *[g if want else None for g, want in zip(grads, wanted, strict=True)], None, None, None
 
     return MMD
@@ -167,7 +169,8 @@ def _points(**tensors) -> list[torch.Tensor]:
         if tensor.device != first[1].device:
             raise ValueError(f"{name} must be on {first[0]}'s device {first[1].device}, got {tensor.device}")
     dtype = compute_dtype(functools.reduce(torch.promote_types, [t.dtype for t in tensors.values()]))
-    return [t.to(dtype).reshape(len(t), math.prod(t.shape[1:])) for t in tensors.values()]
+    whole = [t.to(dtype) for t in tensors.values()]
+    return [t if t.ndim == 2 else t.reshape(len(t), math.prod(t.shape[1:])) for t in whole]
 
 
 def mixture_log_prob(z, mu_k, logvar_k, log_weights=None, *, group=None) -> torch.Tensor:
