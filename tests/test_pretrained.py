@@ -57,6 +57,20 @@ def test_numbers_of_every_kind_come_back_as_numbers(tmp_path):
     assert torch.equal(again.log_likelihood(x, 2, seed=0), model.log_likelihood(x, 2, seed=0))
 
 
+@pytest.mark.parametrize("start", [torch.tensor([0.0, 1.0, -1.0]), torch.tensor(0.5)])
+def test_what_is_learned_comes_back_as_learned(tmp_path, start):
+    options = {"likelihood": "negative_binomial", "likelihood_options": {"log_theta": torch.nn.Parameter(start.clone())}}
+    model = models.create("dense", data_shape=(3,), latent=2, **options)
+    with torch.no_grad():
+        model.likelihood.log_theta += 1
+    model.save_pretrained(tmp_path)
+    again = VAE.from_pretrained(tmp_path)
+    assert isinstance(again.likelihood.log_theta, torch.nn.Parameter)
+    assert torch.equal(again.likelihood.log_theta, start + 1)
+    again.likelihood(again(torch.ones(2, 3)).decoded, torch.ones(2, 3)).sum().backward()
+    assert again.likelihood.log_theta.grad is not None
+
+
 def test_a_configuration_that_json_cannot_hold_is_refused_before_a_file_is_written(folder):
     model = models.create("dense", **DENSE)
     model.config["latent"] = object()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from vaefast import _options
 from vaefast.models import parts, priors
 from vaefast.models.autoencoder_kl import AutoencoderKL, autoencoder_kl, from_diffusers_config
@@ -43,7 +45,9 @@ def _taken(function: Callable) -> dict[str, object]:
 
 
 def _plain(value):
-    """As JSON has it: tuples and arrays as lists, their numbers as Python's."""
+    """As JSON has it: tuples and arrays as lists, their numbers as Python's, and what is learned as {"learned": …}."""
+    if isinstance(value, torch.nn.Parameter):
+        return {"learned": value.tolist()}
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -128,7 +128,8 @@ def build(
         decoder: makes a decoder of outputs of a shape; it has as many channels as the likelihood's parameters need.
         likelihood: one of LIKELIHOODS; likelihood_options: of its class, such as {"logvar": 0.0} for a Gaussian of
             fixed sigma (without it the decoder says logvar), {"n_mixtures": 10} (the default) for the mixture, or
-            {"total": 16} for counts, which the binomial ones must have. Images of "discretized_..." are uint8.
+            {"total": 16} for counts, which the binomial ones must have; a torch.nn.Parameter, or {"learned": numbers},
+            is trained, such as a log_theta per gene. Images of "discretized_..." are uint8.
         bounded: the mean of a Gaussian or Laplace likelihood is a sigmoid's, as images lie in 0…1, where a black pixel
             is easily said; False for data of another range.
         prior: None for N(0, I), or one of `priors.NAMES`; prior_options: of its class.
@@ -165,7 +166,9 @@ def build(
 
 
 def _plain(value):
-    """A list as a tensor, and a tensor of one number that is not learned as that number."""
+    """A list as a tensor, {"learned": …} as a parameter, a tensor of one number that is not learned as that number."""
+    if isinstance(value, dict) and [*value] == ["learned"]:
+        return nn.Parameter(torch.tensor(value["learned"]))
     if isinstance(value, list):
         return torch.tensor(value)
     plain = isinstance(value, torch.Tensor) and value.ndim == 0 and not isinstance(value, nn.Parameter)

@@ -39,7 +39,7 @@ class Flow(Sampler):
 
     def _fit(self, posteriors: Posteriors) -> None:
         self.shift, self.scale = posteriors.scale()
-        optimizer = torch.optim.Adam(self.flow.parameters(), self.lr)
+        optimizer = torch.optim.Adam(self.flow.parameters(), self.lr, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for _ in range(self.steps):
             z = (posteriors.batch(self.batch_size) - self.shift) / self.scale
