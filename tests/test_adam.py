@@ -84,8 +84,8 @@ def test_goes_on_after_a_state_was_loaded(monkeypatch):
     again = made()
     again[0].load_state_dict(ours[0].state_dict())
     again[1].load_state_dict(saved)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(again[1], 1.0)
     step, own = Adam(again[1]), calls(monkeypatch, again[1])
+    schedule = torch.optim.lr_scheduler.ExponentialLR(again[1], 1.0)
     for i in range(3, 6):
         for model in (again[0], theirs[0]):
             differentiate(model, i)
@@ -94,7 +94,67 @@ def test_goes_on_after_a_state_was_loaded(monkeypatch):
         theirs[1].step()
         compare(again, theirs)
     assert own.count(again[1]) == 0
-    assert not any(torch.equal(s["step"], torch.tensor(6.0)) for s in saved["state"].values())
+
+
+def _moved(model, optimizer):
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.data = value.data.double().float()
+
+
+def _shared(model, optimizer):
+    for state in optimizer.state.values():
+        state["step"].share_memory_()
+
+
+def _one_step_for_all(model, optimizer):
+    steps = {id(s): s["step"] for s in optimizer.state.values()}
+    for state in optimizer.state.values():
+        state["step"] = next(iter(steps.values()))
+
+
+def _other_shape(model, optimizer):
+    state = next(iter(optimizer.state.values()))
+    state["step"] = state["step"].clone().reshape(1)
+
+
+@pytest.mark.parametrize("change", [_moved, _shared, _one_step_for_all, _other_shape])
+def test_whatever_becomes_of_the_steps(monkeypatch, change):
+    ours, theirs = made(), made()
+    step, own = Adam(ours[1]), calls(monkeypatch, ours[1])
+    for i in range(6):
+        if i == 3:
+            for pair in (ours, theirs):
+                change(*pair)
+        for model in (ours[0], theirs[0]):
+            differentiate(model, i)
+        step.step()
+        theirs[1].step()
+        compare(ours, theirs)
+    assert own.count(ours[1]) == (1 if change is _moved else 4)
+
+
+def test_a_steps_tensor_stays_what_it_is():
+    model, optimizer = made()
+    step = Adam(optimizer)
+    differentiate(model, 0)
+    step.step()
+    held = [s["step"] for s in optimizer.state.values()]
+    for _ in range(3):
+        step.step()
+    assert all(torch.equal(t, torch.tensor(4.0)) for t in held)
+    assert all(t is s["step"] for t, s in zip(held, optimizer.state.values(), strict=True))
+
+
+def test_a_step_of_ones_own_is_taken():
+    model, optimizer = made()
+    step, seen, own = Adam(optimizer), [], optimizer.step
+    differentiate(model, 0)
+    step.step()
+    optimizer.step = lambda: (seen.append(1), own())
+    for _ in range(2):
+        step.step()
+    assert len(seen) == 2
 
 
 def _late(model, optimizer):
@@ -110,9 +170,11 @@ def _late(model, optimizer):
         lambda model, optimizer: optimizer.register_step_post_hook(lambda *_: None),
         lambda model, optimizer: optimizer.param_groups[1].update(fused=False, foreach=False),
         lambda model, optimizer: optimizer.param_groups[0].update(lr=torch.tensor(0.01)),
+        lambda model, optimizer: setattr(optimizer, "found_inf", torch.tensor(1.0)),
+        lambda model, optimizer: setattr(optimizer, "grad_scale", torch.tensor(4.0)),
         _late,
     ],
-    ids=["pre-hook", "post-hook", "not fused", "lr a tensor", "a group more"],
+    ids=["pre-hook", "post-hook", "not fused", "lr a tensor", "found_inf", "grad_scale", "a group more"],
 )
 def test_the_optimizers_own_step_where_that_is_not_all(monkeypatch, change):
     ours, theirs = made(), made()

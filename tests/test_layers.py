@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import gc
 import itertools
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -182,6 +185,10 @@ CHANGES = {
     "a parametrisation": lambda m: (torch.manual_seed(0), parametrizations.spectral_norm(of_inner(m))),
     "another slope": lambda m: m.__setitem__(1, nn.LeakyReLU(0.5)),
     "a frozen layer": lambda m: of_inner(m).requires_grad_(False),
+    "another dictionary of hooks": lambda m: (
+        setattr(of_inner(m), "_forward_hooks", collections.OrderedDict()),
+        of_inner(m).register_forward_hook(double_output),
+    ),
     "no bias": lambda m: setattr(of_inner(m), "bias", None),
     "float64": lambda m: m.double() and None,
 }
@@ -232,6 +239,214 @@ def test_copies_and_names():
         fused[0].weight.zero_()  # of the original alone
     same(plain, copied, x)
     same(plain, loaded, x)
+
+
+def large(monkeypatch) -> None:
+    """Every product is oneDNN's."""
+    monkeypatch.setattr(layers, "_onednn", lambda: torch.ops.mkldnn._linear_pointwise)
+    monkeypatch.setattr(layers, "_LARGE", 0)
+
+
+BIASES = {
+    "every other": torch.arange(8.0)[::2],
+    "expanded": torch.tensor([3.0]).expand(4),
+    "one number": torch.tensor([3.0]),
+    "no dimension": torch.tensor(3.0),
+    "a row": torch.arange(4.0)[None],
+    "a row for each sample": torch.arange(20.0).view(5, 4),
+}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("kind", BIASES)
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_biases_of_every_kind(monkeypatch, kind, by_onednn):
+    plain, fused = pair(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
+    plain[0].bias, fused[0].bias = (nn.Parameter(BIASES[kind]) for _ in range(2))
+    if by_onednn:
+        large(monkeypatch)
+    same(plain, fused, torch.randn(5, 3, requires_grad=True))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_wrong_input_of_large_products_raises_as_in_pytorch(monkeypatch):
+    large(monkeypatch)
+    test_wrong_input_raises_as_in_pytorch()
+
+
+def second_order(module, x, *more):
+    """Gradients of the sum of squared gradients."""
+    inputs = [*module.parameters(), *more]
+    grads = torch.autograd.grad(module(x).square().sum(), inputs, create_graph=True)
+    return [*grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)]
+
+
+def test_gradients_of_gradients_of_what_stands_twice():
+    torch.manual_seed(0)
+    tied, x = nn.Linear(3, 3), torch.randn(4, 3, requires_grad=True)
+    plain, fused = (kind(tied, nn.Tanh(), tied) for kind in (nn.Sequential, FusedSequential))
+    torch.testing.assert_close(second_order(fused, x, x), second_order(plain, x, x))
+    plain, fused = pair(nn.Linear(3, 3), nn.Tanh())
+    for inner in (lambda m: m(x), lambda m: x * m[0].bias):
+        actual, expected = (second_order(m, inner(m), x) for m in (fused, plain))
+        torch.testing.assert_close(actual, expected)
+
+
+def test_gradients_of_gradients_of_what_was_frozen_meanwhile():
+    plain, fused, x = example()
+    found = []
+    for module in (plain, fused):
+        y = module(x).square().sum()
+        module.requires_grad_(False)
+        (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+        found.append((gradient, torch.autograd.grad(gradient.square().sum(), x)[0]))
+    torch.testing.assert_close(*found)
+
+
+def test_a_change_in_place_before_a_gradient_of_a_gradient_is_refused():
+    _, fused, x = example()
+    y = fused(x).sum()
+    with torch.no_grad():
+        fused[3].bias.add_(1)
+    torch.autograd.grad(y, x, retain_graph=True)  # which needs no bias
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
+def test_replicas_run_their_own_modules():
+    _, fused, x = example()
+    replica = fused._replicate_for_data_parallel()
+    replica[1] = nn.Tanh()
+    torch.testing.assert_close(replica(x), nn.Sequential(*replica)(x))
+
+
+def test_what_is_set_after_the_forward_pass_does_not_count():
+    found = []
+    for module in pair(nn.Linear(3, 4), nn.LeakyReLU(0.1), nn.Linear(4, 2)):
+        torch.manual_seed(0)
+        y = module(torch.randn(5, 3))
+        module[1].negative_slope = 0.9
+        y.sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*found)
+
+
+def test_functions_that_others_replaced_are_called(monkeypatch):
+    class Doubled(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            return 2 * result if function is nn.functional.linear else result
+
+    plain, fused, x = example()
+    with Doubled():
+        same(plain, fused, x)
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 3 * forward(self, x))
+    same(plain, fused, x)
+
+
+def _as_attribute(module):
+    weight = module.weight.detach()
+    del module.weight
+    module.weight = weight
+
+
+def _as_buffer(module):
+    weight = module.weight.detach()
+    del module.weight
+    module.register_buffer("weight", weight)
+
+
+@pytest.mark.parametrize("change", [_as_attribute, _as_buffer])
+def test_a_weight_that_is_no_parameter(change):
+    plain, fused, x = example()
+    for module in (plain, fused):
+        change(of_inner(module))
+    same(plain, fused, x)
+
+
+@torch.no_grad()
+def _bias_changed(module, x):
+    module[0].bias.add_(1)
+
+
+@torch.no_grad()
+def _first_weight_changed(module, x):
+    module[0].weight.add_(1)
+
+
+@torch.no_grad()
+def _input_of_a_frozen_layer_changed(module, x):
+    x.zero_()
+
+
+@pytest.mark.parametrize("change", [_bias_changed, _first_weight_changed, _input_of_a_frozen_layer_changed])
+def test_what_backward_does_not_need_may_change_in_place(change):
+    found = []
+    for module in example()[:2]:
+        torch.manual_seed(0)
+        module[0].requires_grad_(change is not _input_of_a_frozen_layer_changed)
+        x = torch.randn(4, 3)
+        y = module(x).sum()
+        change(module, x)
+        y.backward()
+        found.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*found)
+
+
+def test_what_backward_needs_may_not_change_in_place():
+    for index, name in ((2, "weight"), (3, "weight")):
+        _, fused, x = example()
+        y = fused(x).sum()
+        with torch.no_grad():
+            getattr(fused[index][0] if index == 2 else fused[index], name).add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.backward()
+
+
+def test_inference_tensors_into_frozen_layers():
+    plain, fused, _ = example()
+    with torch.inference_mode():
+        x = torch.randn(4, 3)
+    for module in (plain, fused):
+        module[0].requires_grad_(False)
+    same(plain, fused, x)
+
+
+def saved_bytes(module, x) -> int:
+    """What is kept for backward, parameters apart."""
+    kept, own = {}, {p.data_ptr() for p in module.parameters()}
+
+    def pack(t):
+        if t.data_ptr() not in own:
+            kept[t.data_ptr()] = t.nbytes
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        module(x)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.SiLU()])
+@pytest.mark.parametrize("trained", ["all", "last", "none, but x", "none"])
+def test_no_more_is_kept_than_pytorch_keeps(activation, trained):
+    plain, fused = pair(*[m for _ in range(4) for m in (nn.Linear(8, 8), activation)], nn.Linear(8, 8))
+    x = torch.randn(16, 8, requires_grad=trained == "none, but x")
+    for module in (plain, fused):
+        module.requires_grad_(trained == "all")
+        module[-1].requires_grad_(trained in ("all", "last"))
+    assert saved_bytes(fused, x) <= saved_bytes(plain, x)
+
+
+def test_nothing_outlives_the_module():
+    _, fused, _ = example()
+    weight = weakref.ref(of_inner(fused).weight)
+    gc.disable()  # no cycle to be found
+    try:
+        del fused
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_without_gradients():

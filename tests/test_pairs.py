@@ -401,6 +401,37 @@ def test_mmd_of_one_sample_with_itself(backend, kernel):
     torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+def test_one_tensor_given_twice(backend, kernel, dtype, compiled):
+    x = torch.randn(20, 3, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    twins = [x.detach().clone().requires_grad_() for _ in range(2)]
+
+    def call(x, y):
+        return vaefast.mmd(x, y, kernel, unbiased=False) + vaefast.mixture_log_prob(x, y, y).sum()
+
+    call(*twins).backward()
+    if compiled:
+        torch._dynamo.reset()
+        torch.compile(lambda x: call(x, x), backend="aot_eager", fullgraph=True)(x).backward()
+    else:
+        call(x, x).backward()
+    torch.testing.assert_close(x.grad, twins[0].grad + twins[1].grad)
+
+
+def test_long_sums_do_not_depend_on_the_threads():
+    x, y = (torch.randn(11000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    before, values = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            values.append(vaefast.mmd(x, y, "imq", [1.0]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*values)
+
+
 def test_mmd_default_scales(backend):
     """WAE-MMD's: C = 2 D s, seven scales; two points are at hand's reach."""
     x, y = torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]])

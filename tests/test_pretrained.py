@@ -59,7 +59,10 @@ def test_numbers_of_every_kind_come_back_as_numbers(tmp_path):
 
 @pytest.mark.parametrize("start", [torch.tensor([0.0, 1.0, -1.0]), torch.tensor(0.5)])
 def test_what_is_learned_comes_back_as_learned(tmp_path, start):
-    options = {"likelihood": "negative_binomial", "likelihood_options": {"log_theta": torch.nn.Parameter(start.clone())}}
+    options = {
+        "likelihood": "negative_binomial",
+        "likelihood_options": {"log_theta": torch.nn.Parameter(start.clone())},
+    }
     model = models.create("dense", data_shape=(3,), latent=2, **options)
     with torch.no_grad():
         model.likelihood.log_theta += 1

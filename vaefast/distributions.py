@@ -36,9 +36,9 @@ class _Lazy:
             return self
         value = self.function(instance)
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # Dynamo cannot trace the latter
-            keep = instance.mean.is_inference()
+            keep = instance.parameters.is_inference()
         else:
-            keep = torch.is_grad_enabled() or not instance.mean.requires_grad
+            keep = torch.is_grad_enabled() or not instance.parameters.requires_grad
         if keep:
             setattr(instance, self.name, value)
         return value
@@ -67,12 +67,20 @@ class DiagonalGaussian:
     logvar_bounds = (-30.0, 20.0)
 
     def __init__(self, parameters: torch.Tensor, deterministic: bool = False):
-        self.mean, self._logvar = halves(parameters)
+        _checks.halved_dim(parameters, 1, 1)
         self.parameters = parameters
         self.deterministic = deterministic
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.mean.shape)}, deterministic={self.deterministic})"
+
+    @_Lazy
+    def mean(self) -> torch.Tensor:
+        return halves(self.parameters)[0]
+
+    @_Lazy
+    def _logvar(self) -> torch.Tensor:
+        return halves(self.parameters)[1]
 
     @_Lazy
     def logvar(self) -> torch.Tensor:

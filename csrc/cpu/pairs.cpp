@@ -480,9 +480,13 @@ class PairsRunner {
 
   // du/dmu = -scale, du/dlogvar = -u / 2, and each pair's c has -logvar / 2.
   void finish_cols(C* sums, int64_t parts) const {
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t i = 0; i < p_.sums_size(); ++i) sums[i] += sums[part * p_.sums_size() + i];
     Packed sum(sums, padded_, dims_);
+    const int64_t all = p_.sums_size(), last = sum.last - sums, used = last / 3 * (1 + D::scaled + D::dimensions);
+    for (int64_t part = 1; part < parts; ++part) {
+      const C* more = sums + part * all;
+      for (int64_t i = 0; i < used; ++i) sums[i] += more[i];
+      for (int64_t i = last; i < all; ++i) sums[i] += more[i];
+    }
     for (int64_t col = 0; col < padded_; col += kLanes) {
       int64_t from = at(col), step = width(col / kWidth * kWidth);
       for (int64_t d = 0; d < dims_; ++d, from += step) {

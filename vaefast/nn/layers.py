@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,38 +20,38 @@ aten = torch.ops.aten
 
 
 class _Activation(NamedTuple):
-    """forward(module, h) -> y; backward(module, gradient of y, kept) -> gradient of h, where kept is h, or y, which has
-    overwritten it, in those that are `in_place`."""
+    """forward(h, *constants) -> y; backward(gradient of y, kept, *constants) -> gradient of h, where kept is h, or y,
+    which has overwritten it, in those that are `in_place`. constants: names of the module's attributes."""
 
     forward: Callable
     backward: Callable
+    constants: tuple[str, ...] = ()
     in_place: bool = False
+
+    def of(self, module: nn.Module) -> tuple[_Activation, tuple]:
+        """This, and the module's constants as they are now."""
+        return self, tuple([getattr(module, name) for name in self.constants])
 
 
 _SELU = 1.6732632423543772, 1.0507009873554805  # alpha and scale (Klambauer et al. 2017)
 
 _ACTIVATIONS = {
-    nn.ReLU: _Activation(lambda m, h: h.relu_(), lambda m, g, y: aten.threshold_backward(g, y, 0), True),
-    nn.Tanh: _Activation(lambda m, h: h.tanh_(), lambda m, g, y: aten.tanh_backward(g, y), True),
-    nn.Sigmoid: _Activation(lambda m, h: h.sigmoid_(), lambda m, g, y: aten.sigmoid_backward(g, y), True),
+    nn.ReLU: _Activation(torch.relu_, lambda g, y: aten.threshold_backward(g, y, 0), in_place=True),
+    nn.Tanh: _Activation(torch.tanh_, aten.tanh_backward, in_place=True),
+    nn.Sigmoid: _Activation(torch.sigmoid_, aten.sigmoid_backward, in_place=True),
     nn.LeakyReLU: _Activation(
-        lambda m, h: functional.leaky_relu(h, m.negative_slope),
-        lambda m, g, h: aten.leaky_relu_backward(g, h, m.negative_slope, False),
+        functional.leaky_relu, lambda g, h, slope: aten.leaky_relu_backward(g, h, slope, False), ("negative_slope",)
     ),
-    nn.SiLU: _Activation(lambda m, h: functional.silu(h), lambda m, g, h: aten.silu_backward(g, h)),
+    nn.SiLU: _Activation(functional.silu, aten.silu_backward),
     nn.GELU: _Activation(
-        lambda m, h: functional.gelu(h, approximate=m.approximate),
-        lambda m, g, h: aten.gelu_backward(g, h, approximate=m.approximate),
+        lambda h, how: functional.gelu(h, approximate=how),
+        lambda g, h, how: aten.gelu_backward(g, h, approximate=how),
+        ("approximate",),
     ),
-    nn.ELU: _Activation(
-        lambda m, h: functional.elu(h, m.alpha), lambda m, g, h: aten.elu_backward(g, m.alpha, 1, 1, False, h)
-    ),
-    nn.SELU: _Activation(lambda m, h: functional.selu(h), lambda m, g, h: aten.elu_backward(g, *_SELU, 1, False, h)),
-    nn.Softplus: _Activation(
-        lambda m, h: functional.softplus(h, m.beta, m.threshold),
-        lambda m, g, h: aten.softplus_backward(g, h, m.beta, m.threshold),
-    ),
-    nn.Mish: _Activation(lambda m, h: functional.mish(h), lambda m, g, h: aten.mish_backward(g, h)),
+    nn.ELU: _Activation(functional.elu, lambda g, h, alpha: aten.elu_backward(g, alpha, 1, 1, False, h), ("alpha",)),
+    nn.SELU: _Activation(functional.selu, lambda g, h: aten.elu_backward(g, *_SELU, 1, False, h)),
+    nn.Softplus: _Activation(functional.softplus, aten.softplus_backward, ("beta", "threshold")),
+    nn.Mish: _Activation(functional.mish, aten.mish_backward),
 }
 
 _LARGE = 2**21  # multiplications from which a product is worth a call of oneDNN's, which takes some 15 microseconds
@@ -67,150 +69,201 @@ def _onednn() -> Callable | None:
 
 
 def _matrix(t: torch.Tensor) -> bool:
-    """Whether rows or columns are contiguous and lie apart, as BLAS has it."""
+    """Whether it is of float32, and rows or columns are contiguous and lie apart, as BLAS has it."""
+    if t.dtype is not torch.float32 or t.layout is not torch.strided:
+        return False
     (rows, cols), (down, along) = t.shape, t.stride()
     return (along == 1 and down >= cols) or (down == 1 and along >= rows)
 
 
-def _large(x: torch.Tensor, w: torch.Tensor) -> bool:
+def _onednn_fits(x: torch.Tensor, w: torch.Tensor) -> bool:
     """Whether oneDNN shall compute the product of x and w, or of x and w^T."""
-    return (
-        x.shape[0] * w.numel() >= _LARGE
-        and _onednn() is not None
-        and torch.backends.mkldnn.enabled
-        and x.dtype is w.dtype is torch.float32
-        and _matrix(x)
-        and _matrix(w)
-    )
+    if x.shape[0] * w.numel() < _LARGE or _onednn() is None or not torch.backends.mkldnn.enabled:
+        return False
+    return _matrix(x) and _matrix(w)
 
 
-def _linear(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x w^T + bias of x [B, in], w [out, in] and bias [out]."""
-    return _onednn()(x, w, bias, "none", [], "") if _large(x, w) else functional.linear(x, w, bias)
+def _large_linear(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x w^T + bias of x [B, in], w [out, in] and what broadcasts with [B, out]."""
+    if not _onednn_fits(x, w) or x.shape[1] != w.shape[1]:
+        return functional.linear(x, w, bias)
+    # oneDNN reads a bias as if it lay as usual
+    usual = bias is None or (bias.shape == w.shape[:1] and bias.is_contiguous() and bias.dtype is torch.float32)
+    return _onednn()(x, w, bias, "none", [], "") if usual else functional.linear(x, w, bias)
 
 
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _large_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a b of two matrices."""
-    return _onednn()(a, b.t(), None, "none", [], "") if _large(a, b) else torch.mm(a, b)
+    return _onednn()(a, b.t(), None, "none", [], "") if _onednn_fits(a, b) else torch.mm(a, b)
 
 
-def _plain(activations: Sequence[nn.Module | None], x: torch.Tensor, parameters) -> torch.Tensor:
-    for activation, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
+def _applied(activations, x: torch.Tensor, parameters) -> torch.Tensor:
+    """The layers, in PyTorch's own products, which autograd differentiates."""
+    for (kind, constants), weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
         x = functional.linear(x, weight, bias)
-        x = x if activation is None else activation(x)
+        x = x if kind is None else kind.forward(x, *constants)
     return x
 
 
+def _versions(tensors) -> list[int | None]:
+    return [None if t is None or t.is_inference() else t._version for t in tensors]
+
+
+def _unchanged(tensors, versions) -> None:
+    if _versions(tensors) != versions:
+        raise RuntimeError("a tensor needed for gradient computation has been modified by an inplace operation")
+
+
 class _Layers(_Function):
-    """Linear layers, each with the activation that follows it, or None."""
+    """Linear layers, each with the activation that follows it: (its row of the table and its constants), or _NONE. No
+    more is kept than nn.Sequential keeps."""
 
     @staticmethod
-    def forward(ctx, activations, x, *parameters):
-        inputs, kept = [], []
-        for activation, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
-            inputs.append(x)
-            x = _linear(x, weight, bias)
-            kept.append(None if activation is None else x)
-            if activation is not None:
-                x = _ACTIVATIONS[type(activation)].forward(activation, x)
-        ctx.activations = activations
-        ctx.save_for_backward(*inputs, *kept, *parameters)
+    def forward(ctx, activations, large, x, *parameters):
+        ctx.activations, ctx.large, ctx.tensors = activations, large, (x, *parameters)
+        ctx.versions = _versions(ctx.tensors)
+        needed = ctx.needs_input_grad[2:]
+        so_far = [*itertools.accumulate(needed, operator.or_)]  # whether anything up to here needs a gradient
+        inputs, before = [], []  # of each layer, and of its activation, where that does not do with its output
+        output = False  # whether the activation before needs its output
+        linear = _large_linear if large else functional.linear
+        for i, (kind, constants) in enumerate(activations):
+            inputs.append(x if output or needed[1 + 2 * i] else None)
+            x = linear(x, parameters[2 * i], parameters[2 * i + 1])
+            output = kind is not None and kind.in_place and so_far[2 + 2 * i]
+            before.append(x if kind is not None and not kind.in_place and so_far[2 + 2 * i] else None)
+            if kind is not None:
+                x = kind.forward(x, *constants)
+        ctx.save_for_backward(*inputs, x if output else None, *before)
         return x
 
     @staticmethod
     def backward(ctx, gradient):
-        activations, saved, needed = ctx.activations, ctx.saved_tensors, ctx.needs_input_grad[1:]
-        count = len(activations)
-        inputs, kept, parameters = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        activations, tensors, needed = ctx.activations, ctx.tensors, ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # create_graph=True
-            wanted = [t for t, need in zip((inputs[0], *parameters), needed, strict=True) if need]
-            y = _plain(activations, inputs[0], parameters)
-            found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-            return None, *[next(found) if need else None for need in needed]
+            return None, None, *_differentiable_gradients(ctx, gradient, needed)
+        saved, last = ctx.saved_tensors, len(activations) - 1
         grads = [None] * len(needed)
-        for i in reversed(range(count)):
-            if activations[i] is not None:
-                gradient = _ACTIVATIONS[type(activations[i])].backward(activations[i], gradient, kept[i])
-            if needed[1 + 2 * i]:
-                grads[1 + 2 * i] = _product(gradient.t(), inputs[i])
-            if needed[2 + 2 * i]:
-                grads[2 + 2 * i] = gradient.sum(0)
-            if not any(needed[: 1 + 2 * i]):
+        product = _large_product if ctx.large else torch.mm
+        for i in range(last, -1, -1):
+            kind, constants = activations[i]
+            weight, bias = 1 + 2 * i, 2 + 2 * i
+            if kind is not None:
+                gradient = kind.backward(gradient, saved[i + 1 if kind.in_place else i + last + 2], *constants)
+            if needed[weight]:
+                grads[weight] = product(gradient.t(), saved[i])
+            if needed[bias]:  # of another shape than the usual one, autograd sums it up
+                grads[bias] = gradient.sum(0) if tensors[bias].ndim == 1 else gradient
+            if not any(needed[:weight]):
                 break
-            gradient = _product(gradient, parameters[2 * i])
+            _unchanged(tensors[weight : weight + 1], ctx.versions[weight : weight + 1])
+            gradient = product(gradient, tensors[weight])
         else:
             grads[0] = gradient
-        return None, *grads
+        return None, None, *grads
+
+
+def _differentiable_gradients(ctx, gradient, needed) -> list[torch.Tensor | None]:
+    _unchanged(ctx.tensors, ctx.versions)
+    # at aliases, each with a gradient of its own, also of a weight that stands twice, and not of what came before
+    tensors = [
+        t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_(need)
+        for t, need in zip(ctx.tensors, needed, strict=True)
+    ]
+    y = _applied(ctx.activations, tensors[0], tensors[1:])
+    wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed]
 
 
 class _Run:
-    """Successive linear layers, each with its activation, applied to [B, in]."""
+    """Successive linear layers, each with its activation or None, applied to [B, in]."""
 
-    def __init__(self, linears: list[nn.Linear], activations: list[nn.Module | None]):
-        self.linears, self.activations = linears, activations
+    def __init__(self):
+        self.linears: list[nn.Linear] = []
+        self.activations: list[nn.Module | None] = []
+        self.most = 0  # numbers of the largest weight
+
+    def add(self, linear: nn.Linear) -> None:
+        self.linears.append(linear)
+        self.activations.append(None)
+        self.most = max(self.most, linear.in_features * linear.out_features)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        # as functional_call puts them there too
-        parameters = [p for m in self.linears for p in (m._parameters["weight"], m._parameters["bias"])]
-        if x.ndim == 2 and x.is_floating_point() and all([type(p) in _TENSORS for p in parameters]):
-            return _Layers.apply(self.activations, x, *parameters)
-        return _plain(self.activations, x, parameters)
+        own = [m._parameters for m in self.linears]  # functional_call puts tensors there, too
+        parameters = [p for of in own if "weight" in of and "bias" in of for p in (of["weight"], of["bias"])]
+        plain = x.ndim == 2 and x.is_floating_point() and all([type(p) in _TENSORS for p in parameters])
+        if not plain or len(parameters) < 2 * len(own):
+            for linear, activation in zip(self.linears, self.activations, strict=True):
+                x = linear(x)
+                x = x if activation is None else activation(x)
+            return x
+        activations = [_NONE if a is None else _ACTIVATIONS[type(a)].of(a) for a in self.activations]
+        large = x.shape[0] * self.most >= _LARGE
+        if torch.is_grad_enabled():
+            return _Layers.apply(activations, large, x, *parameters)
+        linear = _large_linear if large else functional.linear
+        for (kind, constants), weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
+            x = linear(x, weight, bias)
+            x = x if kind is None else kind.forward(x, *constants)
+        return x
 
 
+_NONE = (None, ())
 _TENSORS = (nn.Parameter, torch.Tensor, type(None))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_LINEAR_FORWARD = nn.Linear.forward  # which others may replace
 
 
 class _Plan:
     """How a container's modules are run: its linear layers and activations in runs, all others as they are."""
 
     def __init__(self, container: nn.Sequential):
-        self.containers: list[tuple[nn.Sequential, tuple[nn.Module, ...]]] = []
+        self.modules = (*container._modules.values(),)
+        self.inner: list[tuple[nn.Sequential, tuple[nn.Module, ...]]] = []  # containers within, and their modules
         self.steps: list[Callable] = []
-        watched = [container]
-        for module in self._flat(container):
-            if not _bare(module) or type(module) not in (nn.Linear, *_ACTIVATIONS):
-                self.steps.append(module)
-                continue
+        watched = []
+        for module in self._flat(self.modules):
             run = self.steps[-1] if self.steps and type(self.steps[-1]) is _Run else None
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and _bare(vars(module)):
                 if run is None:
-                    self.steps.append(run := _Run([], []))
-                run.linears.append(module), run.activations.append(None)
-            elif run is not None and run.activations[-1] is None:
+                    self.steps.append(run := _Run())
+                run.add(module)
+            elif type(module) in _ACTIVATIONS and _bare(vars(module)) and run and run.activations[-1] is None:
                 run.activations[-1] = module
             else:
                 self.steps.append(module)
                 continue
             watched.append(module)
-        watched += [c for c, _ in self.containers[1:]]
-        self.watched = watched
-        self.types = [type(m) for m in watched]
-        self.own = [vars(m) for m in watched]
-        self.hooks = [vars(m)[name] for m in watched[1:] for name in _HOOKS]
+        watched += [container for container, _ in self.inner]
+        self.watched = [(m, type(m), vars(m)) for m in watched]
 
-    def _flat(self, container):
-        self.containers.append((container, tuple(container._modules.values())))
-        for module in container._modules.values():
-            if type(module) in (nn.Sequential, FusedSequential) and _bare(module):
-                yield from self._flat(module)
+    def _flat(self, modules):
+        for module in modules:
+            if type(module) in (nn.Sequential, FusedSequential) and _bare(vars(module)):
+                self.inner.append((module, (*module._modules.values(),)))
+                yield from self._flat(self.inner[-1][1])
             else:
                 yield module
 
-    def holds(self) -> bool:
+    def holds(self, container: nn.Sequential) -> bool:
         """Whether the modules are those of before, and nobody has come to listen at one that is part of a run."""
         return (
-            all([tuple(c._modules.values()) == modules for c, modules in self.containers])
-            and [type(m) for m in self.watched] == self.types
-            and not any(self.hooks)
-            and not any(["forward" in own for own in self.own])
+            (*container._modules.values(),) == self.modules
+            and all([(*c._modules.values(),) == modules for c, modules in self.inner])
+            and all([type(m) is kind and _bare(own) for m, kind, own in self.watched])
         )
 
 
-def _bare(module: nn.Module) -> bool:
-    """Whether calling the module is calling its class's forward."""
-    own = vars(module)
-    return not (any([own[name] for name in _HOOKS]) or "forward" in own or own.get("_compiled_call_impl"))
+def _bare(own: dict[str, object]) -> bool:
+    """Whether calling the module that has these attributes is calling its class's forward."""
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl")
+    )
 
 
 class FusedSequential(nn.Sequential):
@@ -222,6 +275,8 @@ class FusedSequential(nn.Sequential):
     `torch.backends.mkldnn.flags(enabled=False)`). All other modules run as they are, and so do these where anything
     listens to or changes them (hooks, parametrisations, a forward of their own), in torch.compile, under autocast, in
     torch.func's transforms and on other devices.
+
+    A step's gradients are made together: one of x alone costs those of the weights too. TorchScript cannot read it.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -232,11 +287,13 @@ class FusedSequential(nn.Sequential):
             and not torch.is_autocast_enabled("cpu")
             and not transformed()
             and not _has_any_global_hook()
+            and not torch._C._len_torch_function_stack()
             and torch._C._get_tracing_state() is None
+            and nn.Linear.forward is _LINEAR_FORWARD
         ):
             return super().forward(x)
         plan = vars(self).get("_plan")
-        if plan is None or not plan.holds():
+        if plan is None or not plan.holds(self):
             plan = self._plan = _Plan(self)
         for step in plan.steps:
             x = step(x)

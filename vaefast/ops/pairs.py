@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 
 from vaefast.ops import _checks, ranks
 from vaefast.ops._body import empty_like
-from vaefast.ops._define import define, differentiable, transformed
+from vaefast.ops._define import define, differentiable, distinct, transformed
 from vaefast.ops.gaussian import gaussian_nll
 from vaefast.reference import pairs as reference
 from vaefast.reference.gaussian import compute_dtype
@@ -60,6 +60,9 @@ def _fused_total_correlation_backward(walk, *args):
     return result
 
 
+_SUM = 32767
+
+
 def _fused_mmd(kernel, walk, x, y, scales, unbiased, wanted):
     x, y = _contiguous(x, y)
     grads = [empty_like(t) if want else None for t, want in zip((x, y), wanted, strict=True)]
@@ -68,20 +71,22 @@ def _fused_mmd(kernel, walk, x, y, scales, unbiased, wanted):
     sums = x.new_empty(2 * len(x) + len(y))  # one for each row of the three
     ones = torch.ones_like(sums) if any(wanted) else None
 
-    def add(mean, at, grad_a, grad_b):
+    def add(mean, at, symmetric, grad_a, grad_b):
         a, b, weight, own = mean
         grad = None if grad_a is None and grad_b is None else ones
         tensors = a, b, None, None, sums[at : at + len(a)], None, grad, None, grad_a, grad_b, None, None
         density = f"{kernel}_mmd_{'forward' if grad is None else 'backward'}"
-        walk(density, tensors, weight, own * weight, 0, tuple(scales), a is b)
+        walk(density, tensors, weight, own * weight, 0, tuple(scales), symmetric)
 
-    add(between, 0, *grads)
+    add(between, 0, False, *grads)
     for mean, at, grad in zip((same_x, same_y), (len(x), 2 * len(x)), grads, strict=True):
         part = None if grad is None else empty_like(grad)
-        add(mean, at, part, None)
+        add(mean, at, True, part, None)
         if grad is not None:
             grad.add_(part)
-    value = sums.sum(dtype=torch.float64)  # the means cancel
+    # the means cancel; a longer sum than PyTorch's smallest parallel one would depend on the number of threads
+    parts = sums.split(_SUM) if len(sums) > _SUM else (sums,)
+    value = functools.reduce(torch.add, [part.sum(dtype=torch.float64) for part in parts])
     return value.to(x.dtype), *[x.new_empty(0) if g is None else g for g in grads]
 
 
@@ -169,7 +174,7 @@ def _points(**tensors) -> list[torch.Tensor]:
         if tensor.device != first[1].device:
             raise ValueError(f"{name} must be on {first[0]}'s device {first[1].device}, got {tensor.device}")
     dtype = compute_dtype(functools.reduce(torch.promote_types, [t.dtype for t in tensors.values()]))
-    whole = [t.to(dtype) for t in tensors.values()]
+    whole = distinct(*[t.to(dtype) for t in tensors.values()])
     return [t if t.ndim == 2 else t.reshape(len(t), math.prod(t.shape[1:])) for t in whole]
 
 

@@ -8,28 +8,27 @@ from torch.optim import optimizer as hooks
 
 
 class Adam:
-    """The step of an optimizer that is torch's own Adam or AdamW with fused=True: the same ops on the same state, which
-    stays where it is.
+    """The step of an optimizer that is torch's own Adam or AdamW with fused=True: the same ops on the same state, whose
+    tensors stay what they are.
 
-    Where that is not all there is to it (the first step, hooks, amsgrad, parameters added later or of other types), it
-    is the optimizer's own step.
+    Where that is not all there is to it (the first step, hooks, a step of its own, a loss scale, amsgrad, the profiler,
+    parameters added later or of other types), it is the optimizer's own step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
-        self._optimizer = optimizer
+        self._optimizer, self._kind = optimizer, type(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._count = len(parameters)
         alike = len({p.dtype for p in parameters}) == 1 and all(p.is_cpu and p.is_floating_point() for p in parameters)
-        self._fits = alike and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-        self._steps, self._views = torch.empty(0), []
+        self._fits = alike and self._kind in (torch.optim.Adam, torch.optim.AdamW)
+        self._steps, self._pointers = torch.empty(0), []
 
     @torch.no_grad()
     def step(self) -> None:
         groups = self._groups() if self._fits else None
-        if groups is None:
+        if groups is None or not self._advance([state["step"] for _, _, states in groups for state in states]):
             self._optimizer.step()
             return
-        self._advance([state for _, _, states in groups for state in states])
         for group, parameters, states in groups:
             beta1, beta2 = group["betas"]
             (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
@@ -47,17 +46,21 @@ class Adam:
                 eps=group["eps"],
                 maximize=group["maximize"],
             )
-        self._optimizer._opt_called = True  # what a schedule asks for
 
     def _groups(self) -> list[tuple[dict, list[torch.Tensor], list[dict]]] | None:
         """(group, its parameters with a gradient, their states) of each group; None where the op alone is not all."""
         optimizer = self._optimizer
         if (
             sum([len(group["params"]) for group in optimizer.param_groups]) != self._count
+            or type(optimizer) is not self._kind
+            or not self._own_step()
             or optimizer._optimizer_step_pre_hooks
             or optimizer._optimizer_step_post_hooks
             or hooks._global_optimizer_pre_hooks
             or hooks._global_optimizer_post_hooks
+            or getattr(optimizer, "grad_scale", None) is not None
+            or getattr(optimizer, "found_inf", None) is not None
+            or torch.autograd._profiler_enabled()
         ):
             return None
         found = []
@@ -73,12 +76,27 @@ class Adam:
                 found.append((group, parameters, states))
         return found
 
-    def _advance(self, states: list[dict]) -> None:
-        """Add 1 to every state's step; they are views of one tensor, so that it is one op."""
-        steps = [state["step"] for state in states]
-        if len(steps) != len(self._views) or not all([a is b for a, b in zip(steps, self._views, strict=True)]):
-            self._steps = torch.stack(steps) if steps else torch.empty(0)
-            self._views = [*self._steps.unbind()]
-            for state, view in zip(states, self._views, strict=True):
-                state["step"] = view
+    def _own_step(self) -> bool:
+        """Whether calling the optimizer's step is calling its class's; a schedule's wrapper only notes that it was."""
+        step = vars(self._optimizer).get("step")
+        if step is None:
+            return True
+        if not getattr(step, "_wrapped_by_lr_sched", False) or step.__wrapped__ is not self._kind.step:
+            return False
+        self._optimizer._opt_called = True
+        return True
+
+    def _advance(self, steps: list[torch.Tensor]) -> bool:
+        """Add 1 to each; they are made to lie side by side, so that it is one op. False, and nothing done, for steps
+        that must lie where they are."""
+        if [step.data_ptr() for step in steps] != self._pointers:
+            self._pointers = []
+            alike = all([s.ndim == 0 and s.dtype is torch.float32 and not s.is_shared() for s in steps])
+            if not alike or len({s.data_ptr() for s in steps}) < len(steps):
+                return False
+            self._steps = torch.stack(steps)
+            for i, step in enumerate(steps):
+                step.set_(self._steps.untyped_storage(), i, (), ())
+            self._pointers = [step.data_ptr() for step in steps]
         self._steps += 1
+        return True

@@ -44,7 +44,7 @@ class Update:
         self.optimizer, self.clip, self.skip_above, self.captured = optimizer, clip, skip_above, captured
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(self._parameters[0].device.type) if scaled else None
-        self._adam = Adam(optimizer)
+        self._adam, self._one = Adam(optimizer), torch.ones(())
         self._plain = not scaled and clip is None and skip_above is None and not captured
         if captured:
             self._make_capturable(name)
@@ -109,8 +109,8 @@ class Update:
 
     def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
         """In one op for all of them, GradScaler's own, which takes less time than a norm."""
-        found, one = torch.zeros(()), torch.ones(())
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
+        found = torch.zeros(())
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._one)
         return found.item() == 0
 
     def state_dict(self) -> dict:
