@@ -21,15 +21,12 @@ Target = tuple[object, object, object]  # (class or module, attribute, what to p
 
 def _diffusers() -> Iterator[Target]:
     """DiagonalGaussianDistribution gets what ours is made of."""
-    from vaefast.distributions import DiagonalGaussian, _Lazy
+    from vaefast.distributions import DiagonalGaussian
 
     theirs = importlib.import_module("diffusers.models.autoencoders.vae").DiagonalGaussianDistribution
     for name, value in vars(DiagonalGaussian).items():
         if not name.startswith("__") or name == "__init__":
             yield theirs, name, value
-    made_before = _Lazy(lambda self: self.logvar)
-    made_before.__set_name__(theirs, "_logvar")
-    yield theirs, "_logvar", made_before
 
 
 def _fit(*tensors: object) -> bool:
