@@ -165,6 +165,18 @@ def test_nearest_leaves_out_the_point_itself_not_its_twin():
     assert found.radius(3).tolist() == [5, 5, 4, 5]
 
 
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_twin_of_a_neighbour_lies_at_the_radius(spread_out, k):
+    real, _ = spread_out
+    nearest = (real[:, None] - real).norm(dim=2).sort(1).indices[:, k]  # each point's k-th other
+    for i in range(0, len(real), 7):
+        twin = real[nearest[i]].repeat(3, 1) + torch.tensor([[0.0], [1e6], [-1e6]], dtype=real.dtype)
+        inside = metrics.density(real, twin, k).value * 3 * k  # how many balls hold it: not that of i
+        d = (real - real[nearest[i]]).norm(dim=1)
+        radii = (real[:, None] - real).norm(dim=2).sort(1).values[:, k]
+        assert inside == pytest.approx(int((d < radii * (1 - 1e-12)).sum()))
+
+
 def test_prdc_by_brute_force(spread_out):
     real, fake = spread_out
     cross = (real[:, None] - fake).norm(dim=2)
@@ -186,6 +198,7 @@ def test_prdc_by_brute_force(spread_out):
 def test_prdc_agrees_with_the_package(spread_out, k):
     package = pytest.importorskip("prdc")
     real, fake = spread_out
+    real[3] += 0.1  # a point of both sets lies at a radius exactly, where the package's rounding decides
     theirs = package.compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
     for name in ("precision", "recall", "density", "coverage"):
         assert getattr(metrics, name)(real, fake, k).value == pytest.approx(float(theirs[name]), abs=1e-12), name

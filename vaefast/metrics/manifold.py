@@ -11,6 +11,7 @@ from vaefast.metrics.reference import Reference
 
 K_MANIFOLD = 3  # Kynkäänniemi et al. 2019
 K_DENSITY = 5  # Naeem et al. 2020
+_INSIDE = 1 - 1e-9  # of a radius: a twin of the point that it leads to lies at it, not inside, however both are rounded
 
 
 def prdc(
@@ -27,7 +28,7 @@ def prdc(
         ValueError: for a k that is not smaller than its set.
     """
     real, fake = Reference.of(real), Reference.of(fake)
-    r, r_density, f = real.radius(k), real.radius(k_density), fake.radius(k)
+    r, r_density, f = (_INSIDE * radius for radius in (real.radius(k), real.radius(k_density), fake.radius(k)))
     inside = torch.zeros(len(fake), dtype=torch.bool, device=f.device)
     counts = torch.zeros_like(f)
     recalled, covered = [], []

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 import torch
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from vaefast import _backends
@@ -17,10 +18,15 @@ from vaefast.reference.noise import standard_normal
 
 _library = torch.library.Library("vaefast", "DEF")
 
+# by one name each: in a step that has emptied the caches, every lookup on the way waits for the memory
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_interpreter = torch._C._functorch.peek_interpreter_stack
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
 
 def unobserved(tensor: torch.Tensor) -> bool:
     """Whether this is a plain tensor in eager mode, and nobody listens at the dispatcher."""
-    return not is_compiling() and type(tensor) is torch.Tensor and not torch._C._len_torch_dispatch_stack()
+    return not is_compiling() and type(tensor) is torch.Tensor and not _dispatch_modes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Op:
         if torch.is_grad_enabled():  # create_graph=True: the reference, which is plain PyTorch, is differentiated on
             return self.reference
         # batched by autograd's own vmap (is_grads_batched), which hides in a plain tensor: the dispatcher knows it
-        return self.call if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)) else self
+        return self.call if any(map(_is_legacy_batched, grads)) else self
 
     @property
     def outputs(self) -> int:
@@ -263,7 +269,7 @@ def hint(expected_grad: float | None, tensors) -> float | None:
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is at work: then the differentiable reference runs, which
     every transform understands, since a Function that serves them all costs twice as much on the everyday path."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    return _interpreter() is not None or forward_ad._current_level >= 0
 
 
 # asked while torch.compile traces, which enters the transforms that it meets; torch.compiler.assume_constant_result
