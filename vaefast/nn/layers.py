@@ -97,10 +97,10 @@ def _large_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _onednn()(a, b.t(), None, "none", [], "") if _onednn_fits(a, b) else torch.mm(a, b)
 
 
-def _applied(activations, x: torch.Tensor, parameters) -> torch.Tensor:
-    """The layers, in PyTorch's own products, which autograd differentiates."""
+def _applied(activations, x: torch.Tensor, parameters, linear: Callable = functional.linear) -> torch.Tensor:
+    """The layers; of PyTorch's own products, which autograd differentiates, or of others."""
     for (kind, constants), weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
-        x = functional.linear(x, weight, bias)
+        x = linear(x, weight, bias)
         x = x if kind is None else kind.forward(x, *constants)
     return x
 
@@ -116,7 +116,8 @@ def _unchanged(tensors, versions) -> None:
 
 class _Layers(_Function):
     """Linear layers, each with the activation that follows it: (its row of the table and its constants), or _NONE. No
-    more is kept than nn.Sequential keeps."""
+    more is kept for backward than nn.Sequential keeps, but for the input of them all, which a gradient of a gradient
+    begins with."""
 
     @staticmethod
     def forward(ctx, activations, large, x, *parameters):
@@ -202,11 +203,7 @@ class _Run:
         large = x.shape[0] * self.most >= _LARGE
         if torch.is_grad_enabled():
             return _Layers.apply(activations, large, x, *parameters)
-        linear = _large_linear if large else functional.linear
-        for (kind, constants), weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
-            x = linear(x, weight, bias)
-            x = x if kind is None else kind.forward(x, *constants)
-        return x
+        return _applied(activations, x, parameters, _large_linear if large else functional.linear)
 
 
 _NONE = (None, ())
