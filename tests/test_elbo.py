@@ -355,6 +355,15 @@ def test_a_leaf_takes_the_written_gradient():
     assert logits.grad.data_ptr() in pointers
 
 
+def test_an_expected_gradient_lies_where_the_tensors_do(backward_calls):
+    logits = torch.randn(7, 8000, requires_grad=True)
+    x = torch.rand(7, 8000)
+    with torch.device("meta"):  # as the default
+        vaefast.bernoulli_nll(logits, x, expected_grad=1 / 7).mean().backward()
+    assert not backward_calls
+    torch.testing.assert_close(logits.grad, (torch.sigmoid(logits.detach()) - x) / 7)
+
+
 def test_nothing_is_written_without_need(monkeypatch):
     called = []
     run = TABLE["bernoulli_nll_with_gradient"].run

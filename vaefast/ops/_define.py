@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from vaefast import _backends
-from vaefast.ops._body import Body, Output, empty_rows
+from vaefast.ops._body import Body, Output
 from vaefast.reference.gaussian import compute_dtype
 from vaefast.reference.noise import standard_normal
 
@@ -220,7 +220,7 @@ def differentiable(
             if expected_grad is None:
                 ctx.save_for_backward(*args[:saved])
                 return forward(*args)
-            expected = empty_rows(args[0], ctx.constants[0]).fill_(expected_grad)
+            expected = _rows_of(args[0].shape[: ctx.constants[0]], compute_dtype(args[0].dtype), expected_grad)
             *grads, result = with_gradient(expected, *args, list(ctx.needs_input_grad[1:past]))
             ctx.save_for_backward(*args[:saved], expected, *grads)
             return result
@@ -242,6 +242,11 @@ def differentiable(
     chosen = Hinted if backward.call._schema.arguments[-1].name == "wanted" else Function
     chosen.__name__ = chosen.__qualname__ = name
     return chosen
+
+
+@functools.lru_cache(4)  # a hierarchy's divergences all have the same
+def _rows_of(shape: torch.Size, dtype: torch.dtype, value: float) -> torch.Tensor:
+    return torch.full(shape, value, dtype=dtype, device="cpu")  # also where another device is the default
 
 
 def _released(ctx) -> bool:
