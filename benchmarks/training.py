@@ -181,8 +181,7 @@ def cases(device: str) -> list[Case]:
 
     Floor: matrix products, which are the same for both but where oneDNN makes the large ones, and memory: with 784
     pixels 0.35 M weights (seed_mlp) or 0.68 M (pyro_mnist), which a fused Adam reads and writes once and the default
-    one some ten times. pyro_mnist's products are 0.5 Gflop: on an EPYC 4.8 ms at MKL's 110 Gflop/s, 2.3 ms at
-    oneDNN's 230.
+    one some ten times. pyro_mnist's products are 0.5 Gflop.
     """
     if device != "cpu":
         return []

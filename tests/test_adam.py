@@ -38,6 +38,25 @@ def compare(ours, theirs) -> None:
             assert torch.equal(value, b[i][name]), (i, name)
 
 
+def alike(monkeypatch, change, *, at: int, steps: int, compared=lambda ours, theirs: None) -> int:
+    """Train two models, one with the shorter step, both changed before step `at`, and `compared` after each; returns
+    how often it was the optimizer's own."""
+    ours, theirs = made(), made()
+    step, own = Adam(ours[1]), calls(monkeypatch, ours[1])
+    for i in range(steps):
+        if i == at:
+            for pair in (ours, theirs):
+                change(*pair)
+        for model in (ours[0], theirs[0]):
+            differentiate(model, i)
+        step.step()
+        theirs[1].step()
+        compared(ours, theirs)
+    for p, q in zip(ours[0].parameters(), theirs[0].parameters(), strict=True):
+        assert torch.equal(p, q)
+    return own.count(ours[1])
+
+
 def calls(monkeypatch, optimizer) -> list:
     """Each call of the optimizer's own step."""
     seen, step = [], type(optimizer).step
@@ -120,18 +139,8 @@ def _other_shape(model, optimizer):
 
 @pytest.mark.parametrize("change", [_moved, _shared, _one_step_for_all, _other_shape])
 def test_whatever_becomes_of_the_steps(monkeypatch, change):
-    ours, theirs = made(), made()
-    step, own = Adam(ours[1]), calls(monkeypatch, ours[1])
-    for i in range(6):
-        if i == 3:
-            for pair in (ours, theirs):
-                change(*pair)
-        for model in (ours[0], theirs[0]):
-            differentiate(model, i)
-        step.step()
-        theirs[1].step()
-        compare(ours, theirs)
-    assert own.count(ours[1]) == (1 if change is _moved else 4)
+    own = alike(monkeypatch, change, at=3, steps=6, compared=compare)
+    assert own == (1 if change is _moved else 4)
 
 
 def test_a_steps_tensor_stays_what_it_is():
@@ -177,19 +186,7 @@ def _late(model, optimizer):
     ids=["pre-hook", "post-hook", "not fused", "lr a tensor", "found_inf", "grad_scale", "a group more"],
 )
 def test_the_optimizers_own_step_where_that_is_not_all(monkeypatch, change):
-    ours, theirs = made(), made()
-    step, own = Adam(ours[1]), calls(monkeypatch, ours[1])
-    for i in range(4):
-        if i == 2:
-            for pair in (ours, theirs):
-                change(*pair)
-        for model in (ours[0], theirs[0]):
-            differentiate(model, i)
-        step.step()
-        theirs[1].step()
-    for p, q in zip(ours[0].parameters(), theirs[0].parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert own.count(ours[1]) == 3
+    assert alike(monkeypatch, change, at=2, steps=4) == 3
 
 
 def test_global_hooks_are_called():

@@ -55,6 +55,7 @@ def test_sliced_wasserstein_gradients(sizes):
 
 def test_sliced_wasserstein_known_answers():
     x = points(50, 3)
+    assert vaefast.sliced_wasserstein(x, x.clone(), seed=0) == 0
     assert vaefast.sliced_wasserstein(x, x.flip(0), seed=0) < 1e-30  # a product may round by a row's place
     # of a shift by v: the mean of (v·θ)^2, |v|^2 / D
     shift = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)

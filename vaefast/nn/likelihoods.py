@@ -162,13 +162,11 @@ class Likelihood(torch.nn.Module):
         """The row's parameters in order, those that are given and those that are fixed."""
         given = parameters if isinstance(parameters, (tuple, list)) else (parameters,)
         names = self.row.parameters.split()
-        if not self._fixed and len(given) == len(names):
-            return [*given]
-        decoded = [n for n in names if n not in self._fixed]
-        if len(given) != len(decoded):
+        if len(given) != len(names) - len(self._fixed):
+            decoded = [n for n in names if n not in self._fixed]
             raise ValueError(f"parameters must be ({', '.join(decoded)}), got {len(given)} of them")
-        values = self.fixed | dict(zip(decoded, given, strict=True))
-        return [values[n] for n in names]
+        decoded = iter(given)
+        return [getattr(self, n) if n in self._fixed else next(decoded) for n in names]
 
     def extra_repr(self) -> str:
         shown = {"reduction": self.reduction, "batch_ndim": self.batch_ndim, "validate": self.validate}

@@ -60,7 +60,7 @@ def _fused_total_correlation_backward(walk, *args):
     return result
 
 
-_SUM = 32767
+_SUM = 32767  # numbers that PyTorch adds up in one thread, however many there are
 
 
 def _fused_mmd(kernel, walk, x, y, scales, unbiased, wanted):
@@ -84,7 +84,7 @@ def _fused_mmd(kernel, walk, x, y, scales, unbiased, wanted):
         add(mean, at, True, part, None)
         if grad is not None:
             grad.add_(part)
-    # the means cancel; a longer sum than PyTorch's smallest parallel one would depend on the number of threads
+    # the means cancel
     parts = sums.split(_SUM) if len(sums) > _SUM else (sums,)
     value = functools.reduce(torch.add, [part.sum(dtype=torch.float64) for part in parts])
     return value.to(x.dtype), *[x.new_empty(0) if g is None else g for g in grads]
@@ -152,7 +152,7 @@ def _define_mmd(kernel: str) -> type[torch.autograd.Function]:
             if torch.is_grad_enabled() and not is_compiling():  # create_graph=True: plain PyTorch is differentiated on
                 grads = reference.mmd_backward(kernel, grad, x, y, *ctx.constants, wanted)
             else:
-                grads = [grad * g if want else None for g, want in zip(grads, wanted, strict=True)]
+                grads = [grad * g if want else g for g, want in zip(grads, wanted, strict=True)]
             return *[g if want else None for g, want in zip(grads, wanted, strict=True)], None, None, None
 
     return MMD

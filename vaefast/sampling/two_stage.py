@@ -60,7 +60,7 @@ class TwoStage(Sampler):
 
     def _fit(self, posteriors: Posteriors) -> None:
         self.shift, self.scale = posteriors.scale()
-        optimizer = torch.optim.Adam(self.vae.parameters(), self.lr, fused=True)
+        optimizer = torch.optim.Adam(self.vae.parameters(), self.lr)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(self.steps // self.halvings, 1), 0.5)
         self.vae.train()
         for _ in range(self.steps):
