@@ -109,8 +109,28 @@ struct Torch {
   PyObject *empty_like, *contiguous_format, *cuda_stream;
   PyObject *memory_format, *dtype_only;  // names of one keyword
   PyObject* dtypes[kDTypes];             // in the order of DType
+  PyObject *tensor, *is_grad_enabled, *is_cpu, *requires_grad;
+  PyObject* dispatch_modes;           // counts those that listen at the dispatcher
   int (*view)(PyObject*, DLTensor*);  // null: this PyTorch does not lend it, and tensors are read by their attributes
 } torch_;
+
+// Asks how a tensor lies in memory; false where only its attributes tell.
+bool lend(PyObject* tensor, DLTensor* to) {
+  if (torch_.view == nullptr) return false;
+  if (torch_.view(tensor, to) == 0) return true;
+  PyErr_Clear();
+  return false;
+}
+
+// kDTypes for a type that no walk takes.
+int dtype_of(const DLTensor& lent) {
+  enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
+  constexpr uint8_t kinds[kDTypes][2] = {{kFloat, 32}, {kFloat, 64}, {kFloat, 16}, {kBFloat, 16},
+                                         {kUInt, 8},   {kInt, 32},   {kInt, 64},   {kBool, 8}};  // in DType's order
+  int i = 0;
+  while (i < kDTypes && (lent.dtype.code != kinds[i][0] || lent.dtype.bits != kinds[i][1])) ++i;
+  return i;
+}
 
 // A new reference that is dropped at the end of its scope; null is the pending Python error.
 py::object owned(PyObject* object) {
@@ -152,7 +172,7 @@ class Tensor {
 
   explicit Tensor(PyObject* tensor) : object(tensor) {
     DLTensor lent;
-    if (torch_.view && torch_.view(tensor, &lent) == 0 && known(lent))
+    if (lend(tensor, &lent) && dtype_of(lent) < kDTypes)
       take(lent);
     else
       ask();
@@ -169,17 +189,8 @@ class Tensor {
  private:
   std::vector<int64_t> sizes_;
 
-  bool known(const DLTensor& lent) {
-    enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
-    constexpr uint8_t kinds[kDTypes][2] = {{kFloat, 32}, {kFloat, 64}, {kFloat, 16}, {kBFloat, 16},
-                                           {kUInt, 8},   {kInt, 32},   {kInt, 64},   {kBool, 8}};  // in DType's order
-    int i = 0;
-    while (i < kDTypes && (lent.dtype.code != kinds[i][0] || lent.dtype.bits != kinds[i][1])) ++i;
-    dtype = static_cast<DType>(i);
-    return i < kDTypes;
-  }
-
   void take(const DLTensor& lent) {
+    dtype = static_cast<DType>(dtype_of(lent));
     data = static_cast<char*>(lent.data) + lent.byte_offset;
     ndim = lent.ndim;
     shape = lent.shape;
@@ -197,7 +208,6 @@ class Tensor {
   }
 
   void ask() {
-    PyErr_Clear();
     data = pointer(object);
     py::object type = owned(PyObject_GetAttr(object, torch_.dtype));
     int i = 0;
@@ -290,7 +300,8 @@ struct Call {
     if (count > static_cast<size_t>(most)) throw py::value_error("too many arguments for a walk");
   }
 
-  void element(const Argument& argument, Elements& to) {
+  // fresh: a new tensor, whose memory needs no second look
+  void element(const Argument& argument, Elements& to, bool fresh = false) {
     Tensor seen(argument.tensor);
     to = {nullptr, seen.dtype, {kAll, 0, walk.cols}, {walk.cols, 0, 1}};
     if (!seen.contiguous) {
@@ -311,7 +322,7 @@ struct Call {
         offset = argument.half * segment * kSizes[static_cast<int>(to.dtype)];
       }
     }
-    to.data = static_cast<char*>(read_pointer(seen, keep)) + offset;
+    to.data = static_cast<char*>(fresh ? seen.data : read_pointer(seen, keep)) + offset;
   }
 
   // Python finds the layout of what is not contiguous, or copies; returns the tensor to read.
@@ -492,7 +503,7 @@ struct Body {
                                                : empty_like(like);
       if (output.written) {
         for (int half = 0; half < (output.form == 'h' ? 2 : 1); ++half, ++written)
-          if (asked) call.element(argument(tensor.ptr(), output.form, half), call.walk.outputs[written]);
+          if (asked) call.element(argument(tensor.ptr(), output.form, half), call.walk.outputs[written], true);
       } else {
         unwritten |= asked;
       }
@@ -500,7 +511,7 @@ struct Body {
     }
     for (int i = 0; i < sums; ++i) {
       py::object tensor = empty_rows(first, batch_ndim);
-      call.row(tensor.ptr(), call.walk.row_outputs[i]);
+      call.walk.row_outputs[i] = {Tensor(tensor.ptr()).data, 1};
       made[outputs.size() + i] = std::move(tensor);
     }
     run_walk(call, first, sums ? PyTuple_GET_ITEM(made.ptr(), outputs.size()) : nullptr);
@@ -572,8 +583,108 @@ PyObject* call_body(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   return nullptr;
 }
 
-PyMethodDef body_method = {"body", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_body)),
-                           METH_FASTCALL, nullptr};
+// --- what Python would ask on the way to a body, tensor by tensor ---
+
+constexpr int kCPU = 1, kCUDA = 2;  // dlpack.h's names of devices
+
+bool is_exact_tensor(PyObject* object) { return reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch_.tensor; }
+
+bool nobody_listens() { return integer(owned(PyObject_CallNoArgs(torch_.dispatch_modes)).ptr()) == 0; }
+
+// An op as its eager caller knows it: the body that is ready for the first argument's device, where that is a plain
+// tensor and nobody listens at the dispatcher; else `general`.
+struct Entry {
+  py::object general;
+  py::dict ready;             // of vaefast/_backends.py
+  py::tuple on_cpu, on_cuda;  // its keys
+
+  py::object find(PyObject* first) const {
+    DLTensor lent;
+    if (!is_exact_tensor(first) || !lend(first, &lent)) return general;
+    const py::tuple* key = lent.device.type == kCPU ? &on_cpu : lent.device.type == kCUDA ? &on_cuda : nullptr;
+    if (key == nullptr || !nobody_listens()) return general;
+    PyObject* found = PyDict_GetItemWithError(ready.ptr(), key->ptr());
+    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return found ? py::reinterpret_borrow<py::object>(found) : general;
+  }
+};
+
+PyObject* call_entry(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  try {
+    if (count == 0) throw py::type_error("an op takes at least one argument");
+    py::object run = static_cast<const Entry*>(PyCapsule_GetPointer(self, nullptr))->find(given[0]);
+    return PyObject_Vectorcall(run.ptr(), given, count, nullptr);
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  }
+  return nullptr;
+}
+
+// (batch_ndim, roles, *tensors): whether all are plain dense tensors of one shape on one device, batch_ndim is an int
+// that fits it, and those whose letter in roles is f are floating and of one type (d: of any that a walk takes). What
+// is not may be right all the same: Python looks, and says what is wrong.
+PyObject* usual(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  if (count < 3 || !PyLong_CheckExact(given[0]) || !PyUnicode_Check(given[1])) Py_RETURN_FALSE;
+  Py_ssize_t length;
+  const char* roles = PyUnicode_AsUTF8AndSize(given[1], &length);
+  if (roles == nullptr) return nullptr;
+  if (length != count - 2) Py_RETURN_FALSE;
+  DLTensor first{}, lent;
+  for (Py_ssize_t i = 2; i < count; ++i) {
+    if (!is_exact_tensor(given[i]) || !lend(given[i], &lent)) Py_RETURN_FALSE;
+    int dtype = dtype_of(lent);
+    if (i == 2) first = lent;
+    bool same = lent.device.type == first.device.type && lent.device.index == first.device.index &&
+                lent.ndim == first.ndim && std::equal(lent.shape, lent.shape + lent.ndim, first.shape);
+    bool floating = dtype <= static_cast<int>(DType::bfloat16) && dtype == dtype_of(first);
+    if (!same || dtype == kDTypes || (roles[i - 2] == 'f' && !floating)) Py_RETURN_FALSE;
+  }
+  int overflow = 0;
+  long batch_ndim = PyLong_AsLongAndOverflow(given[0], &overflow);
+  return PyBool_FromLong(first.ndim > 0 && !overflow && batch_ndim >= 0 && batch_ndim <= first.ndim);
+}
+
+// (args): whether every plain tensor of this tuple has memory, so that none is left over from a transform that ended.
+PyObject* alive(PyObject*, PyObject* args) {
+  if (!PyTuple_Check(args)) Py_RETURN_FALSE;
+  DLTensor lent;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); ++i) {
+    PyObject* arg = PyTuple_GET_ITEM(args, i);
+    if (is_exact_tensor(arg) && !lend(arg, &lent)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
+// (tensors): whether the first is a plain one on a CPU, nobody listens at the dispatcher, and one wants a gradient.
+PyObject* writes_gradients(PyObject*, PyObject* tensors) {
+  try {
+    auto is = [](PyObject* tensor, PyObject* name) { return owned(PyObject_GetAttr(tensor, name)).ptr() == Py_True; };
+    if (!PyTuple_Check(tensors) || owned(PyObject_CallNoArgs(torch_.is_grad_enabled)).ptr() != Py_True) Py_RETURN_FALSE;
+    PyObject* first = PyTuple_GetItem(tensors, 0);
+    if (first == nullptr) return nullptr;
+    if (!is_exact_tensor(first) || !is(first, torch_.is_cpu) || !nobody_listens()) Py_RETURN_FALSE;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i)
+      if (is(PyTuple_GET_ITEM(tensors, i), torch_.requires_grad)) Py_RETURN_TRUE;
+    Py_RETURN_FALSE;
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+}
+
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef entry_method = {"entry", fast(call_entry), METH_FASTCALL, nullptr};
+PyMethodDef questions[] = {{"usual", fast(usual), METH_FASTCALL, nullptr},
+                           {"alive", alive, METH_O, nullptr},
+                           {"writes_gradients", writes_gradients, METH_O, nullptr},
+                           {}};
+
+PyMethodDef body_method = {"body", fast(call_body), METH_FASTCALL, nullptr};
 
 }  // namespace
 
@@ -629,6 +740,10 @@ PYBIND11_MODULE(_C, m) {
     torch_.dtype_only = keyword("dtype").release().ptr();
     torch_.readable = py::object(readable).release().ptr(), torch_.plain = py::object(plain).release().ptr();
     torch_.cuda_stream = py::object(cuda_stream).release().ptr();
+    torch_.tensor = torch.attr("Tensor").cast<py::object>().release().ptr();
+    torch_.is_grad_enabled = torch.attr("is_grad_enabled").cast<py::object>().release().ptr();
+    torch_.is_cpu = name("is_cpu"), torch_.requires_grad = name("requires_grad");
+    torch_.dispatch_modes = torch.attr("_C").attr("_len_torch_dispatch_stack").cast<py::object>().release().ptr();
     torch_.empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
     torch_.contiguous_format = torch.attr("contiguous_format").cast<py::object>().release().ptr();
     for (int i = 0; i < kDTypes; ++i) torch_.dtypes[i] = py::object(dtypes[i]).release().ptr();
@@ -653,6 +768,15 @@ PYBIND11_MODULE(_C, m) {
     py::capsule self(body, [](void* pointer) { delete static_cast<Body*>(pointer); });
     return owned(PyCFunction_New(&body_method, self.ptr()));
   });
+
+  // general, ready, its keys for the CPU and for CUDA
+  m.def("entry", [](py::object general, py::dict ready, py::tuple on_cpu, py::tuple on_cuda) {
+    auto entry = new Entry{std::move(general), std::move(ready), std::move(on_cpu), std::move(on_cuda)};
+    py::capsule self(entry, [](void* pointer) { delete static_cast<Entry*>(pointer); });
+    return owned(PyCFunction_New(&entry_method, self.ptr()));
+  });
+
+  if (PyModule_AddFunctions(m.ptr(), questions) != 0) throw py::error_already_set();
 
   m.def("use_instruction_set", [](const std::string& name) {
     for (const auto& set : sets())

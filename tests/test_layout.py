@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import vaefast
 from vaefast import _extension
 from vaefast._layout import Layout, readable, rows_and_cols
+from vaefast.ops import _checks
 from vaefast.ops._define import TABLE
 from vaefast.reference.noise import standard_normal
 
@@ -270,6 +271,14 @@ def test_tensors_read_by_their_attributes(attributes_only, dtype):
             torch.testing.assert_close(grad, expected_grad)
 
 
+def test_gradients_are_written_also_where_only_attributes_tell(attributes_only):
+    logits, x = torch.randn(4, 9000).requires_grad_(), torch.rand(4, 9000)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        vaefast.bernoulli_nll(logits, x, expected_grad=0.25)
+    assert any(t.shape == x.shape and t is not logits and t is not x for t in kept[2:])
+
+
 def test_what_no_walk_takes(attributes_only):
     rows = _extension.cpu.rows
     with pytest.raises(IndexError):
@@ -289,3 +298,71 @@ def test_outputs_have_the_usual_strides(shape):
     grads = TABLE["rsample_kl_backward"].run(grad, kl, mu, logvar, seed_tensor(), 1, -math.inf, math.inf)
     for made in (z, *grads):
         assert made.stride() == torch.empty(shape).stride()
+
+
+# --- what the compiled module answers in the place of checks ---
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.int64, torch.complex64, torch.float8_e4m3fn]
+
+
+def _odd(kind: str, tensor: torch.Tensor) -> object:
+    if kind == "fake":
+        with FakeTensorMode() as mode:
+            return mode.from_tensor(tensor)
+    made = {
+        "plain": lambda: tensor,
+        "parameter": lambda: torch.nn.Parameter(tensor, requires_grad=False),
+        "subclass": lambda: tensor.as_subclass(Subclass),
+        "meta": lambda: tensor.to("meta"),
+        "sparse": tensor.to_sparse,
+        "none": lambda: None,
+        "number": lambda: 1.0,
+    }
+    return made[kind]()
+
+
+@given(
+    shapes=st.lists(st.sampled_from([(), (3,), (2, 3), (3, 2), (0, 3)]), min_size=1, max_size=3),
+    dtypes=st.lists(st.sampled_from(_DTYPES), min_size=3, max_size=3),
+    kinds=st.lists(
+        st.sampled_from(["plain"] * 6 + ["parameter", "subclass", "meta", "sparse", "fake", "none", "number"]),
+        min_size=3,
+        max_size=3,
+    ),
+    alike=st.booleans(),
+    roles=st.sampled_from(["fff", "fdd", "ffd", "f", ""]),
+    batch_ndim=st.sampled_from([0, 1, 2, 3, -1, True, 1.0, None, 2**70]),
+)
+def test_what_is_usual_passes_every_check(shapes, dtypes, kinds, alike, roles, batch_ndim):
+    if _extension.module() is None:
+        pytest.skip("no compiled module")
+    if alike:
+        shapes, dtypes = [shapes[0]] * len(shapes), [dtypes[0]] * 3
+    if len(roles) == 3:
+        roles = roles[: len(shapes)]
+    tensors = [_odd(k, torch.zeros(s, dtype=d)) for k, s, d in zip(kinds, shapes, dtypes, strict=False)]
+    found = _checks.usual(batch_ndim, roles, *tensors)
+    try:
+        _in_words(tensors, roles, batch_ndim)
+        right = all(type(t) is torch.Tensor and t.is_cpu for t in tensors)
+    except (TypeError, ValueError):
+        right = False
+    assert found == right if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else not found
+
+
+def _in_words(tensors, roles, batch_ndim) -> None:
+    """The checks that a usual call need not ask."""
+    if len(roles) != len(tensors):
+        raise ValueError("not usual")
+    for tensor, role in zip(tensors, roles, strict=True):
+        (_checks.floating if role == "f" else _checks.data)("a tensor", tensor)
+    for tensor in tensors:
+        _checks.alike("the first", tensors[0], "a tensor", tensor)
+    _checks.batch_ndim(batch_ndim, tensors[0].ndim)
+    if tensors[0].ndim == 0 or len({t.dtype for t, role in zip(tensors, roles, strict=True) if role == "f"}) > 1:
+        raise ValueError("not usual")

@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 
@@ -26,6 +27,24 @@ _DTYPES = (  # in the order of DType, csrc/walk.h
 
 class LoadWarning(RuntimeWarning):
     """The compiled module was built but does not load."""
+
+
+# what Python would ask tensor by tensor, in one call each (csrc/module.cpp)
+
+
+def usual(batch_ndim: object, roles: str, *tensors: object) -> bool:
+    """`_checks.usual`; without the module no tensor is."""
+    return module() is not None and usual(batch_ndim, roles, *tensors)
+
+
+def alive(args: tuple) -> bool:
+    """Whether no plain tensor among these is left over from a transform that ended; False says nothing."""
+    return module() is not None and alive(args)
+
+
+def writes_gradients(tensors: tuple) -> bool:
+    """Whether the first is a plain tensor on a CPU, nobody listens at the dispatcher, and one wants a gradient."""
+    return module() is not None and writes_gradients(tensors)
 
 
 def attach(_C, cuda_stream) -> None:
@@ -49,6 +68,8 @@ def _load():
         warnings.warn(f"vaefast: {reason}. Slower backends run instead.", LoadWarning, stacklevel=2)
         return None, reason
     attach(_C, getattr(torch._C, "_cuda_getCurrentRawStream", None))
+    global usual, alive, writes_gradients
+    usual, alive, writes_gradients = _C.usual, _C.alive, _C.writes_gradients
     if asked := os.environ.get("VAEFAST_ISA"):
         if asked not in _C.instruction_sets:
             raise ValueError(f"VAEFAST_ISA must be one of {', '.join(_C.instruction_sets)} here, got {asked!r}")
@@ -64,6 +85,11 @@ def module():
 def reason() -> str | None:
     """Why there is no compiled module, or None where there is one."""
     return _load()[1]
+
+
+def entry(general: Callable, ready: dict, op: str) -> Callable:
+    """`general` with a shorter way, in C, for plain tensors whose body is ready; itself without the module."""
+    return _C.entry(general, ready, (op, "cpu"), (op, "cuda")) if (_C := module()) else general
 
 
 def facts() -> dict | None:

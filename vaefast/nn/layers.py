@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from vaefast import _extension
-from vaefast.ops._define import _Function, transformed, unobserved
+from vaefast.ops._define import EagerFunction, transformed, unobserved
 
 aten = torch.ops.aten
 
@@ -114,7 +114,7 @@ def _unchanged(tensors, versions) -> None:
         raise RuntimeError("a tensor needed for gradient computation has been modified by an inplace operation")
 
 
-class _Layers(_Function):
+class _Layers(EagerFunction):
     """Linear layers, each with the activation that follows it: (its row of the table and its constants), or _NONE. No
     more is kept for backward than nn.Sequential keeps, but for the input of them all, which a gradient of a gradient
     begins with."""

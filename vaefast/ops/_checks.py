@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.compiler import is_dynamo_compiling
+
+from vaefast import _extension
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DATA = (*FLOATING, torch.uint8, torch.int32, torch.int64, torch.bool)
@@ -13,6 +16,15 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 class SupportError(ValueError):
     """Data that its likelihood cannot have made, found with `validate=True`."""
+
+
+def usual(batch_ndim: object, roles: str, *tensors: object) -> bool:
+    """Whether these pass all of the checks below: plain dense tensors of one shape on one device, of which batch_ndim
+    dimensions are the batch; a letter in roles for each: f, floating and of one type with the others; d, data.
+
+    False says nothing, also while torch.compile traces: the checks must be asked.
+    """
+    return not is_dynamo_compiling() and _extension.usual(batch_ndim, roles, *tensors)
 
 
 def floating(name: str, tensor: object) -> None:

@@ -129,6 +129,8 @@ KLNormal = differentiable(
 
 def _pair(mu, logvar, batch_ndim, logvar_bounds):
     """Check mu, logvar and batch_ndim; return the pair in one dtype, and the bounds."""
+    if logvar_bounds is None and _checks.usual(batch_ndim, "ff", mu, logvar):
+        return mu, logvar, -math.inf, math.inf
     _checks.floating("mu", mu)
     _checks.floating("logvar", logvar)
     _checks.alike("mu", mu, "logvar", logvar)
@@ -248,6 +250,18 @@ def kl_normal(
 
     Gradient: to all four. Equal means are at distance zero however small the variance.
     """
+    tensors = mu_q, logvar_q, mu_p, logvar_p
+    if not _checks.usual(batch_ndim, "ffff", *tensors):
+        tensors = _quadruple(*tensors, batch_ndim)
+    lo, hi = _checks.bounds(logvar_bounds)
+    if transformed():
+        return reference.kl_normal(*tensors, batch_ndim, lo, hi)
+    tensors = distinct(*tensors)
+    return KLNormal.apply(hint(expected_grad, tensors), *tensors, batch_ndim, lo, hi)
+
+
+def _quadruple(mu_q, logvar_q, mu_p, logvar_p, batch_ndim):
+    """Check the tensors of `kl_normal` and batch_ndim; return them in one shape and dtype."""
     tensors = mu_q, *[parameter(t, mu_q) for t in (logvar_q, mu_p, logvar_p)]
     names = "mu_q", "logvar_q", "mu_p", "logvar_p"
     for name, tensor in zip(names, tensors, strict=True):
@@ -261,15 +275,8 @@ def kl_normal(
     for name, tensor in zip(names[1:], tensors[1:], strict=True):
         _checks.alike("mu_q", tensors[0], name, tensor)
     _checks.batch_ndim(batch_ndim, tensors[0].ndim)
-    lo, hi = _checks.bounds(logvar_bounds)
-    dtype = tensors[0].dtype
-    if any([t.dtype != dtype for t in tensors]):
-        dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
-        tensors = [t.to(dtype) for t in tensors]
-    if transformed():
-        return reference.kl_normal(*tensors, batch_ndim, lo, hi)
-    tensors = distinct(*tensors)
-    return KLNormal.apply(hint(expected_grad, tensors), *tensors, batch_ndim, lo, hi)
+    dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
+    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
 _FINITE = ("finite", torch.isfinite)
