@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import vaefast
 from vaefast import nn
 from vaefast.ops import _define
 from vaefast.ops._define import TABLE
+from vaefast.reference.gaussian import compute_dtype
 
 B, EVENT = 6, (3, 2, 2)
 
@@ -183,6 +186,157 @@ def test_the_whole_loss_is_three_launches_each_way():
         assert mode.ops == ["elbo_backward", "bernoulli_nll_backward", "rsample_kl_backward"]
 
 
+# --- the whole loss, which a likelihood makes with its values ---
+
+
+def _whole(shape=(5, 70), dtype=torch.float32, **options):
+    """(nn.ELBOLoss of Bernoulli, its arguments that take a gradient, x)."""
+    logits, x = _bernoulli(shape, dtype)
+    kl = torch.rand(shape[0], dtype=compute_dtype(dtype)).requires_grad_()
+    return nn.ELBOLoss(nn.Bernoulli(), **options), (logits, kl), x
+
+
+def _in_parts(module, logits, x, kl, **options):
+    """The same from its parts, each a step of autograd."""
+    nll = vaefast.bernoulli_nll(logits, x, **options)
+    return vaefast.elbo_loss(nll, kl, beta=module.beta, reduction=module.reduction)
+
+
+def is_whole(loss: torch.Tensor) -> bool:
+    return type(loss.grad_fn).__name__ == "bernoulli_nll_lossBackward"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("upstream", [1.0, -3.0, 0.0, float("nan")])
+def test_whole_loss_is_its_parts(dtype, reduction, weighted, upstream, backward_calls):
+    module, leaves, x = _whole(dtype=dtype, beta=4, reduction=reduction)
+    weight = torch.rand(5, 70).gt(0.3) if weighted else None
+    results = []
+    for call in (module, functools.partial(_in_parts, module)):
+        result = call(leaves[0], x, leaves[1], weight=weight)
+        grads = torch.autograd.grad(result.loss, leaves, torch.tensor(upstream).to(result.loss))
+        results.append((result.loss.detach(), result.nll.detach(), *grads))
+        assert is_whole(result.loss) == (call is module)
+        assert result.kl is leaves[1]
+    torch.testing.assert_close(*results, rtol=0, atol=0, equal_nan=True)
+    assert len(backward_calls) == (1 if upstream == 1 else 2)  # where it is as expected, it was written before
+
+
+def test_whole_loss_and_its_likelihood_both_carry_gradients():
+    module, (logits, kl), x = _whole(beta=0.5)
+    for use in (lambda r: r.nll.square().sum(), lambda r: r.loss + r.nll.square().sum(), lambda r: r.loss - r.loss):
+        ours, parts = (use(f(logits, x, kl)) for f in (module, functools.partial(_in_parts, module)))
+        grads = [gradients(loss, logits, kl) for loss in (ours, parts)]
+        torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-7)
+
+
+def test_whole_loss_is_kept_and_accumulates(backward_calls):
+    module, (logits, kl), x = _whole()
+    loss = module(logits, x, kl).loss
+    first = [g.clone() for g in torch.autograd.grad(loss, (logits, kl), retain_graph=True)]
+    loss.backward(retain_graph=True)
+    logits.grad.mul_(2)  # what was kept is not what was given
+    kl.grad.mul_(2)
+    loss.backward()
+    torch.testing.assert_close([logits.grad, kl.grad], [3 * g for g in first])
+    assert not backward_calls
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_whole_loss_gives_the_gradient_that_it_wrote():
+    module, (logits, kl), x = _whole()
+    pointers = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: pointers.append(t.data_ptr()) or t, lambda t: t):
+        loss = module(logits, x, kl).loss
+    loss.backward()
+    assert logits.grad.data_ptr() in pointers
+
+
+def test_whole_loss_double_backward():
+    module, leaves, x = _whole((3, 4), torch.float64, beta=2.0)
+
+    def function(logits, kl):
+        result = module(logits, x, kl)
+        return result.loss, result.nll
+
+    assert is_whole(function(*leaves)[0])
+    assert torch.autograd.gradcheck(function, leaves, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda *t: function(*t)[0].square() + function(*t)[1].sum(), leaves)
+
+
+def test_whole_loss_of_leaves_apart():
+    module, (logits, kl), x = _whole()
+    (alone,) = torch.autograd.grad(module(logits, x, kl.detach()).loss, logits)
+    torch.testing.assert_close(alone, torch.autograd.grad(module(logits, x, kl).loss, logits)[0], rtol=0, atol=0)
+    loss = module(logits.detach(), x, kl).loss
+    assert not is_whole(loss)
+    torch.testing.assert_close(torch.autograd.grad(loss, kl)[0], torch.full((5,), 0.2))
+    with torch.no_grad():
+        torch.testing.assert_close(module(logits, x, kl).loss, loss.detach())
+
+
+@pytest.mark.parametrize("name", ["Categorical", "DiscretizedLogisticMixture"])
+def test_whole_loss_of_planes(name):
+    row = next(row for row in ROWS if row.planes and row.name == getattr(nn, name).row.function)
+    tensors, kl = row.inputs((5, 7)), torch.rand(5).requires_grad_()
+    arguments = row.arguments(tensors)
+    parameters, x = arguments[:2]
+    options = {"n_mixtures": arguments[2]} if len(arguments) > 2 else {}
+    module = nn.ELBOLoss(getattr(nn, name)(**options))
+    loss = module(parameters, x.detach(), kl).loss
+    assert type(loss.grad_fn).__name__ == f"{row.name}_lossBackward"
+    nll = getattr(vaefast, row.name)(parameters, x.detach(), *arguments[2:])
+    leaves = parameters, kl
+    torch.testing.assert_close(gradients(loss, *leaves), gradients((nll + kl).mean(), *leaves))
+
+
+def test_whole_loss_is_made_in_parts_where_something_was_changed_or_asked():
+    module, (logits, kl), x = _whole()
+    expected = _in_parts(module, logits, x, kl).loss
+
+    class Halved(nn.Bernoulli):
+        def forward(self, *args, **options):
+            return 0.5 * super().forward(*args, **options)
+
+    halved = nn.ELBOLoss(Halved())(logits, x, kl).loss
+    torch.testing.assert_close(halved, (0.5 * vaefast.bernoulli_nll(logits, x) + kl).mean())
+    handle = module.likelihood.register_forward_hook(lambda module, args, nll: nll + 1)
+    torch.testing.assert_close(module(logits, x, kl).loss, expected + 1)
+    handle.remove()
+    torch.testing.assert_close(module(logits, x, kl.double()).loss, expected.double())
+    torch.testing.assert_close(nn.ELBOLoss(nn.Bernoulli(), beta=torch.tensor(1.0))(logits, x, kl).loss, expected)
+    with pytest.raises(ValueError, match="kl"):
+        module(logits, x, kl[:3])
+    with pytest.raises(TypeError, match="kl"):
+        module(logits, x, 3.0)
+
+
+def test_whole_loss_lets_go_of_all():
+    """Nothing that was made for a step outlives it, the hint and what hangs from it among them."""
+    module, (logits, kl), x = _whole((64, 70))
+    alive = []
+    for _ in range(3):
+        result = module(logits, x, kl * 1.0)
+        alive += [weakref.ref(result.loss), weakref.ref(result.nll), weakref.ref(result.kl)]
+        result.loss.backward()
+        del result
+    assert not any(ref() is not None for ref in alive)
+
+
+def test_whole_loss_through_a_checkpoint_and_a_compiler():
+    module, (logits, kl), x = _whole((4, 9))
+    expected = torch.autograd.grad(module(logits, x, kl).loss, (logits, kl))
+    for reentrant in (False, True):
+        loss = checkpoint(lambda a, b: module(a, x, b).loss, logits, kl, use_reentrant=reentrant)
+        torch.testing.assert_close(torch.autograd.grad(loss, (logits, kl)) if not reentrant else expected, expected)
+    compiled = torch.compile(lambda a, b: module(a, x, b).loss, fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(logits, kl), (logits, kl)), expected)
+    torch.testing.assert_close(grad(lambda a: module(a, x, kl).loss)(logits), expected[0])
+
+
 def test_given_kl_carries_the_gradient_and_the_moments_do_not(moments, nll):
     kl = torch.rand(B).double().requires_grad_()
     result = vaefast.elbo_loss(nll, kl, *moments, beta=3.0)
@@ -288,10 +442,10 @@ def small_tensors_too(monkeypatch):
 def backward_calls(request) -> list:
     """One entry for each time that Bernoulli's gradient, or the parameter's, is computed in a backward pass."""
     op = TABLE[f"{getattr(request, 'param', 'bernoulli_nll')}_backward"]
-    calls, run = [], op.run
-    object.__setattr__(op, "run", lambda *args: calls.append(1) or run(*args))
+    calls, eager = [], op.eager
+    op.eager = lambda *args: calls.append(1) or eager(*args)
     yield calls
-    object.__setattr__(op, "run", run)
+    op.eager = eager
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -366,9 +520,9 @@ def test_an_expected_gradient_lies_where_the_tensors_do(backward_calls):
 
 def test_nothing_is_written_without_need(monkeypatch):
     called = []
-    run = TABLE["bernoulli_nll_with_gradient"].run
     op = TABLE["bernoulli_nll_with_gradient"]
-    object.__setattr__(op, "run", lambda *args: called.append(1) or run(*args))
+    eager = op.eager
+    op.eager = lambda *args: called.append(1) or eager(*args)
     try:
         logits, x = _bernoulli()
         with torch.no_grad():
@@ -378,7 +532,7 @@ def test_nothing_is_written_without_need(monkeypatch):
         vaefast.bernoulli_nll(logits, x, expected_grad=0.2)
         assert called
     finally:
-        object.__setattr__(op, "run", run)
+        op.eager = eager
 
 
 def test_expected_gradient_double_backward():

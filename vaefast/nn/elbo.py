@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from vaefast.nn.likelihoods import REDUCTIONS
 from vaefast.ops import ELBO, _checks, elbo_loss
+from vaefast.ops._whole import ExpectedLoss
 
 
 class ELBOLoss(torch.nn.Module):
@@ -53,8 +55,14 @@ class ELBOLoss(torch.nn.Module):
             kl, mu, logvar: as for `elbo_loss`.
         """
         # the gradient of a mean is 1 / B; of what is not reduced here, most likely a mean is taken too
-        expected = 1.0 if self.reduction == "sum" else 1.0 / max(len(x), 1)
+        expected = 1.0 if self.reduction == "sum" else 1.0 / max(x.shape[0], 1)
+        number = isinstance(self.beta, (int, float)) and self.free_bits is None and self.capacity is None
+        whole = number and kl is not None and mu is None and logvar is None and self.reduction != "none"
+        if whole and not is_dynamo_compiling():
+            expected = ExpectedLoss(expected, float(self.beta), kl)
         nll = self.likelihood(parameters, x, weight, expected_grad=expected)
+        if whole and getattr(expected, "nll", None) is nll:  # made together, and nll not changed on the way
+            return ELBO(expected.loss, nll, kl, None, None)
         return elbo_loss(
             nll,
             kl,

@@ -110,6 +110,11 @@ class Likelihood(torch.nn.Module):
     """
 
     row: Row
+    function: Callable
+
+    def __init_subclass__(cls, **options) -> None:
+        super().__init_subclass__(**options)
+        cls.function = staticmethod(getattr(ops, cls.row.function))
 
     def __init__(self, *, reduction: str = "none", batch_ndim: int = 1, validate: bool = False, **options):
         super().__init__()
@@ -128,10 +133,6 @@ class Likelihood(torch.nn.Module):
                 setattr(self, name, options[name])
         self.options = {name: value for name, value in options.items() if name not in self._fixed}
         self._hints = "expected_grad" in taken
-
-    @property
-    def function(self) -> Callable:
-        return getattr(ops, self.row.function)
 
     @property
     def fixed(self) -> dict[str, object]:
@@ -160,8 +161,10 @@ class Likelihood(torch.nn.Module):
 
     def _complete(self, parameters) -> list:
         """The row's parameters in order, those that are given and those that are fixed."""
-        given = parameters if isinstance(parameters, (tuple, list)) else (parameters,)
         names = self.row.parameters.split()
+        given = parameters if isinstance(parameters, (tuple, list)) else (parameters,)
+        if len(given) == len(names) and not self._fixed:
+            return given
         if len(given) != len(names) - len(self._fixed):
             decoded = [n for n in names if n not in self._fixed]
             raise ValueError(f"parameters must be ({', '.join(decoded)}), got {len(given)} of them")

@@ -11,6 +11,7 @@ import torch
 from vaefast.ops import _checks
 from vaefast.ops._body import Body, Output
 from vaefast.ops._define import define, differentiable, distinct, hint, transformed
+from vaefast.ops._whole import ExpectedLoss, whole
 from vaefast.reference.gaussian import compute_dtype
 
 
@@ -69,6 +70,8 @@ class Likelihood:
         self._several = self.is_data.count(False) > 1  # parameters, whose types may differ
         self.has_planes = [n in planes.split() for n in self.names]
         self.planes = any(self.has_planes)
+        # of `_checks.usual`; with planes no shapes are alike
+        self._roles = "" if self.planes else "".join(["d" if is_data else "f" for is_data in self.is_data])
         self.in_density = [data_gradient or not is_data for is_data in self.is_data]
         arguments = ", ".join(f"Tensor {n}" for n in self.names)
         constants = "".join(f", float {p}" for p in params)
@@ -94,6 +97,7 @@ class Likelihood:
         self.function = differentiable(
             name, self.forward, self.backward, self.count + 1, with_gradient=self.with_gradient
         )
+        self.whole = whole(name, self.backward, self.with_gradient, self.count) if with_gradient else None
 
     def _reference_forward(self, *args):
         tensors, (weight, batch_ndim, *params) = args[: self.count], args[self.count :]
@@ -159,6 +163,27 @@ class Likelihood:
             usual backward runs. On a GPU, where looking at it would wait for the device, and under compile it is not
             used.
         """
+        if weight is not None or not _checks.usual(batch_ndim, self._roles, *tensors):
+            tensors, weight = self._checked(tensors, weight, batch_ndim)
+        if validate:
+            words, holds = self.support
+            data = list(itertools.compress(tensors, self.is_data))
+            held = holds(*data)
+            if not bool((held if weight is None else held | (weight == 0)).all()):
+                x = data[0]
+                raise _checks.SupportError(
+                    f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})"
+                )
+        if transformed():
+            return self._reference_forward(*tensors, weight, batch_ndim, *params)
+        tensors = distinct(*tensors)
+        arguments = *tensors, weight, batch_ndim, *params
+        if type(expected_grad) is ExpectedLoss and batch_ndim == 1 and expected_grad.fits(tensors):
+            return expected_grad.take(*self.whole.apply(*expected_grad.terms, *arguments))
+        return self.function.apply(hint(expected_grad, tensors), *arguments)
+
+    def _checked(self, tensors, weight, batch_ndim: int):
+        """Check the arguments; return tensors and weight in one shape, the parameters in types computed in the same."""
         for name, tensor, is_data in zip(self.names, tensors, self.is_data, strict=True):
             (_checks.data if is_data else _checks.floating)(name, tensor)
         if weight is not None:
@@ -178,19 +203,7 @@ class Likelihood:
             if len({compute_dtype(p.dtype) for p in parameters}) > 1:
                 tensors = [t if data else t.double() for t, data in zip(tensors, self.is_data, strict=True)]
         _checks.batch_ndim(batch_ndim, tensors[0].ndim)
-        if validate:
-            words, holds = self.support
-            data = list(itertools.compress(tensors, self.is_data))
-            held = holds(*data)
-            if not bool((held if weight is None else held | (weight == 0)).all()):
-                x = data[0]
-                raise _checks.SupportError(
-                    f"x must be {words}; at least one value of it is not (min {x.min()}, max {x.max()})"
-                )
-        if transformed():
-            return self._reference_forward(*tensors, weight, batch_ndim, *params)
-        tensors = distinct(*tensors)
-        return self.function.apply(hint(expected_grad, tensors), *tensors, weight, batch_ndim, *params)
+        return tensors, weight
 
     def _broadcast(self, named, weight):
         """x and the parameters to one shape, as views that the walk reads in place; x's shape is the result's."""
