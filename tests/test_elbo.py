@@ -278,6 +278,19 @@ def test_whole_loss_of_leaves_apart():
         torch.testing.assert_close(module(logits, x, kl).loss, loss.detach())
 
 
+@pytest.mark.parametrize("shape", [(1, 70), (70,), (5, 1), ()], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_whole_loss_of_data_that_broadcasts(shape, reduction):
+    module, (logits, kl), _ = _whole(reduction=reduction, beta=0.5)
+    x = torch.rand(shape)
+    loss = module(logits, x, kl).loss
+    assert is_whole(loss)
+    expected = _in_parts(module, logits, x, kl).loss
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+    grads = (torch.autograd.grad(one, (logits, kl)) for one in (loss, expected))
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["Categorical", "DiscretizedLogisticMixture"])
 def test_whole_loss_of_planes(name):
     row = next(row for row in ROWS if row.planes and row.name == getattr(nn, name).row.function)

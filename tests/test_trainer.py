@@ -94,6 +94,35 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite():
     assert_equal_weights(model, before)
 
 
+class Table(nn.Module):
+    """A number for each of eight labels, of gradients that are sparse or complex."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.sparse = kind == "sparse"
+        self.numbers = nn.Parameter(torch.zeros(8, 1, dtype=torch.float32 if self.sparse else torch.complex64))
+
+    def forward(self, labels):
+        rows = nn.functional.embedding(labels, self.numbers, sparse=True) if self.sparse else self.numbers[labels]
+        return rows[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+def test_gradients_of_any_kind_are_looked_at(kind):
+    def distance(model, batch):
+        return {"loss": (model(batch[:, 0].long()) - batch[:, 1]).abs().square()}
+
+    model, twin = Table(kind), Table(kind)
+    batches = [torch.tensor([[1.0, 2.0], [1.0, 4.0]]), torch.tensor([[3.0, 1e20], [3.0, 1.0]])]  # 1e40 is inf
+    trainer = Trainer(model, distance, sgd(model))
+    trainer.fit(batches, epochs=1)
+    assert trainer.skipped == 1
+    optimizer = sgd(twin)
+    distance(twin, batches[0])["loss"].mean().backward()
+    optimizer.step()
+    assert_equal_weights(model, twin)
+
+
 def test_skip_above_leaves_large_gradients_out():
     batches = list(line().split(8))
     model, twin = nn.Linear(2, 1), nn.Linear(2, 1)

@@ -19,7 +19,8 @@ class ELBOLoss(torch.nn.Module):
             torch.compile let beta or capacity be a tensor and fill it in place: a new number is a new graph.
 
     The likelihood is told which gradient its values will get, so that on CPUs it writes its own in the forward pass.
-    Another one, as from a GradScaler, gives the right result too.
+    Another one, as from a GradScaler, gives the right result too. Where it can it makes the mean or the sum with kl as
+    well: both take gradients then, but the loss's does not pass through the nll that is returned.
 
     Raises:
         TypeError, ValueError: on construction for a reduced likelihood, and a reduction or logvar_bounds that there are
@@ -54,14 +55,14 @@ class ELBOLoss(torch.nn.Module):
             parameters, x, weight: of the likelihood.
             kl, mu, logvar: as for `elbo_loss`.
         """
-        # the gradient of a mean is 1 / B; of what is not reduced here, most likely a mean is taken too
-        expected = 1.0 if self.reduction == "sum" else 1.0 / max(x.shape[0], 1)
         number = isinstance(self.beta, (int, float)) and self.free_bits is None and self.capacity is None
-        whole = number and kl is not None and mu is None and logvar is None and self.reduction != "none"
-        if whole and not is_dynamo_compiling():
-            expected = ExpectedLoss(expected, float(self.beta), kl)
+        whole = number and self.reduction != "none" and isinstance(kl, torch.Tensor) and mu is None and logvar is None
+        if whole and kl.ndim == 1 and not is_dynamo_compiling():
+            expected = ExpectedLoss(1.0 if self.reduction == "sum" else 1.0 / max(kl.shape[0], 1), float(self.beta), kl)
+        else:  # the gradient of a mean is 1 / B; of what is not reduced here, most likely a mean is taken too
+            expected = 1.0 if self.reduction == "sum" else 1.0 / max(len(x), 1)
         nll = self.likelihood(parameters, x, weight, expected_grad=expected)
-        if whole and getattr(expected, "nll", None) is nll:  # made together, and nll not changed on the way
+        if type(expected) is ExpectedLoss and nll is expected.nll:  # made together, and nll not changed on the way
             return ELBO(expected.loss, nll, kl, None, None)
         return elbo_loss(
             nll,

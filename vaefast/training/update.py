@@ -108,7 +108,9 @@ class Update:
         return taken, taken, taken
 
     def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
-        """In one op for all of them, GradScaler's own, which takes less time than a norm."""
+        """In one op for all of them, GradScaler's own, which takes less time than a norm, and dense real tensors."""
+        gradients = [g._values() if g.is_sparse else g for g in gradients]
+        gradients = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
         found = torch.zeros(())
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._one)
         return found.item() == 0
