@@ -109,10 +109,14 @@ struct Torch {
   PyObject *empty_like, *contiguous_format, *cuda_stream;
   PyObject *memory_format, *dtype_only;  // names of one keyword
   PyObject* dtypes[kDTypes];             // in the order of DType
-  PyObject *tensor, *is_grad_enabled, *is_cpu, *requires_grad;
-  PyObject* dispatch_modes;           // counts those that listen at the dispatcher
+  PyObject *tensor, *fake_mode;          // torch.Tensor; the name of what a fake one has
+  PyObject* dispatch_modes;              // counts those that listen at the dispatcher
   int (*view)(PyObject*, DLTensor*);  // null: this PyTorch does not lend it, and tensors are read by their attributes
 } torch_;
+
+bool is_exact_tensor(PyObject* object) { return reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch_.tensor; }
+
+[[noreturn]] void throw_without_memory() { throw py::type_error("a walk takes no tensor without memory"); }
 
 // Asks how a tensor lies in memory; false where only its attributes tell.
 bool lend(PyObject* tensor, DLTensor* to) {
@@ -171,6 +175,8 @@ class Tensor {
   PyObject* object;
 
   explicit Tensor(PyObject* tensor) : object(tensor) {
+    // asking a fake tensor for its memory would only earn PyTorch's warning, once, which hides the error
+    if (!is_exact_tensor(tensor) && PyObject_HasAttr(tensor, torch_.fake_mode)) throw_without_memory();
     DLTensor lent;
     if (lend(tensor, &lent) && dtype_of(lent) < kDTypes)
       take(lent);
@@ -233,7 +239,7 @@ void* read_pointer(const Tensor& seen, std::vector<py::object>& keep) {
   if (is_plain(seen)) return seen.data;
   keep.push_back(owned(PyObject_CallOneArg(torch_.plain, seen.object)));
   void* made = pointer(keep.back().ptr());
-  if (made == nullptr && seen.product(0) != 0) throw py::type_error("a walk takes no tensor without memory");
+  if (made == nullptr && seen.product(0) != 0) throw_without_memory();
   return made;
 }
 
@@ -587,8 +593,6 @@ PyObject* call_body(PyObject* self, PyObject* const* given, Py_ssize_t count) {
 
 constexpr int kCPU = 1, kCUDA = 2;  // dlpack.h's names of devices
 
-bool is_exact_tensor(PyObject* object) { return reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch_.tensor; }
-
 bool nobody_listens() { return integer(owned(PyObject_CallNoArgs(torch_.dispatch_modes)).ptr()) == 0; }
 
 // An op as its eager caller knows it: the body that is ready for the first argument's device, where that is a plain
@@ -657,32 +661,12 @@ PyObject* alive(PyObject*, PyObject* args) {
   Py_RETURN_TRUE;
 }
 
-// (tensors): whether the first is a plain one on a CPU, nobody listens at the dispatcher, and one wants a gradient.
-PyObject* writes_gradients(PyObject*, PyObject* tensors) {
-  try {
-    auto is = [](PyObject* tensor, PyObject* name) { return owned(PyObject_GetAttr(tensor, name)).ptr() == Py_True; };
-    if (!PyTuple_Check(tensors) || owned(PyObject_CallNoArgs(torch_.is_grad_enabled)).ptr() != Py_True) Py_RETURN_FALSE;
-    PyObject* first = PyTuple_GetItem(tensors, 0);
-    if (first == nullptr) return nullptr;
-    if (!is_exact_tensor(first) || !is(first, torch_.is_cpu) || !nobody_listens()) Py_RETURN_FALSE;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i)
-      if (is(PyTuple_GET_ITEM(tensors, i), torch_.requires_grad)) Py_RETURN_TRUE;
-    Py_RETURN_FALSE;
-  } catch (py::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  }
-}
-
 PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 PyMethodDef entry_method = {"entry", fast(call_entry), METH_FASTCALL, nullptr};
-PyMethodDef questions[] = {{"usual", fast(usual), METH_FASTCALL, nullptr},
-                           {"alive", alive, METH_O, nullptr},
-                           {"writes_gradients", writes_gradients, METH_O, nullptr},
-                           {}};
+PyMethodDef questions[] = {{"usual", fast(usual), METH_FASTCALL, nullptr}, {"alive", alive, METH_O, nullptr}, {}};
 
 PyMethodDef body_method = {"body", fast(call_body), METH_FASTCALL, nullptr};
 
@@ -740,9 +724,8 @@ PYBIND11_MODULE(_C, m) {
     torch_.dtype_only = keyword("dtype").release().ptr();
     torch_.readable = py::object(readable).release().ptr(), torch_.plain = py::object(plain).release().ptr();
     torch_.cuda_stream = py::object(cuda_stream).release().ptr();
+    torch_.fake_mode = name("fake_mode");
     torch_.tensor = torch.attr("Tensor").cast<py::object>().release().ptr();
-    torch_.is_grad_enabled = torch.attr("is_grad_enabled").cast<py::object>().release().ptr();
-    torch_.is_cpu = name("is_cpu"), torch_.requires_grad = name("requires_grad");
     torch_.dispatch_modes = torch.attr("_C").attr("_len_torch_dispatch_stack").cast<py::object>().release().ptr();
     torch_.empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
     torch_.contiguous_format = torch.attr("contiguous_format").cast<py::object>().release().ptr();

@@ -233,3 +233,18 @@ def test_compiled_and_autocast(compiler):
     torch.testing.assert_close(actual, expected)
     with torch.autocast("cpu", torch.bfloat16):
         assert module(logits @ torch.eye(6), x).dtype == torch.float32
+
+
+def test_subclasses_may_have_a_function_of_their_own():
+    class Base(nn.Likelihood):
+        pass
+
+    class Mine(nn.Bernoulli):
+        function = staticmethod(lambda logits, x, weight=None, batch_ndim=1, validate=False: 42 + 0 * logits.sum(1))
+
+    class Child(Mine):
+        pass
+
+    x = torch.rand(3, 4)
+    for module in (Mine(), Child()):
+        assert module(torch.zeros(3, 4), x).tolist() == [42] * 3

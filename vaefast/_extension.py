@@ -29,22 +29,20 @@ class LoadWarning(RuntimeWarning):
     """The compiled module was built but does not load."""
 
 
-# what Python would ask tensor by tensor, in one call each (csrc/module.cpp)
-
-
 def usual(batch_ndim: object, roles: str, *tensors: object) -> bool:
-    """`_checks.usual`; without the module no tensor is."""
-    return module() is not None and usual(batch_ndim, roles, *tensors)
+    """`_checks.usual`, in C once the module is loaded; till then no tensor is."""
+    return False
 
 
 def alive(args: tuple) -> bool:
-    """Whether no plain tensor among these is left over from a transform that ended; False says nothing."""
-    return module() is not None and alive(args)
+    """Whether no plain tensor among these is left over from a transform that ended; in C once the module is loaded.
+    False says nothing."""
+    return False
 
 
-def writes_gradients(tensors: tuple) -> bool:
-    """Whether the first is a plain tensor on a CPU, nobody listens at the dispatcher, and one wants a gradient."""
-    return module() is not None and writes_gradients(tensors)
+def entry(general: Callable, ready: dict, *keys: tuple[str, str]) -> Callable:
+    """`general` with a shorter way, in C once the module is loaded, for plain tensors whose body is ready."""
+    return general
 
 
 def attach(_C, cuda_stream) -> None:
@@ -68,8 +66,8 @@ def _load():
         warnings.warn(f"vaefast: {reason}. Slower backends run instead.", LoadWarning, stacklevel=2)
         return None, reason
     attach(_C, getattr(torch._C, "_cuda_getCurrentRawStream", None))
-    global usual, alive, writes_gradients
-    usual, alive, writes_gradients = _C.usual, _C.alive, _C.writes_gradients
+    global usual, alive, entry
+    usual, alive, entry = _C.usual, _C.alive, _C.entry
     if asked := os.environ.get("VAEFAST_ISA"):
         if asked not in _C.instruction_sets:
             raise ValueError(f"VAEFAST_ISA must be one of {', '.join(_C.instruction_sets)} here, got {asked!r}")
@@ -85,11 +83,6 @@ def module():
 def reason() -> str | None:
     """Why there is no compiled module, or None where there is one."""
     return _load()[1]
-
-
-def entry(general: Callable, ready: dict, op: str) -> Callable:
-    """`general` with a shorter way, in C, for plain tensors whose body is ready; itself without the module."""
-    return _C.entry(general, ready, (op, "cpu"), (op, "cuda")) if (_C := module()) else general
 
 
 def facts() -> dict | None:

@@ -19,8 +19,9 @@ class ELBOLoss(torch.nn.Module):
             torch.compile let beta or capacity be a tensor and fill it in place: a new number is a new graph.
 
     The likelihood is told which gradient its values will get, so that on CPUs it writes its own in the forward pass.
-    Another one, as from a GradScaler, gives the right result too. Where it can it makes the mean or the sum with kl as
-    well: both take gradients then, but the loss's does not pass through the nll that is returned.
+    Another one, as from a GradScaler, gives the right result too. On CPUs it makes the mean or the sum with kl as well,
+    where beta is a number and no more is asked for. The nll that is returned then takes a gradient of its own, but the
+    loss's does not pass through it: for hooks on it, or its gradient, give an nll of your own to `elbo_loss`.
 
     Raises:
         TypeError, ValueError: on construction for a reduced likelihood, and a reduction or logvar_bounds that there are
@@ -56,14 +57,15 @@ class ELBOLoss(torch.nn.Module):
             kl, mu, logvar: as for `elbo_loss`.
         """
         number = isinstance(self.beta, (int, float)) and self.free_bits is None and self.capacity is None
-        whole = number and self.reduction != "none" and isinstance(kl, torch.Tensor) and mu is None and logvar is None
-        if whole and kl.ndim == 1 and not is_dynamo_compiling():
+        whole = number and self.reduction != "none" and type(kl) is torch.Tensor and mu is None and logvar is None
+        if whole and kl.ndim == 1 and not is_dynamo_compiling() and torch._C._get_tracing_state() is None:
             expected = ExpectedLoss(1.0 if self.reduction == "sum" else 1.0 / max(kl.shape[0], 1), float(self.beta), kl)
         else:  # the gradient of a mean is 1 / B; of what is not reduced here, most likely a mean is taken too
             expected = 1.0 if self.reduction == "sum" else 1.0 / max(len(x), 1)
         nll = self.likelihood(parameters, x, weight, expected_grad=expected)
-        if type(expected) is ExpectedLoss and nll is expected.nll:  # made together, and nll not changed on the way
-            return ELBO(expected.loss, nll, kl, None, None)
+        loss = expected.take(nll) if type(expected) is ExpectedLoss else None
+        if loss is not None:
+            return ELBO(loss, nll, kl, None, None)
         return elbo_loss(
             nll,
             kl,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -110,11 +110,6 @@ class Likelihood(torch.nn.Module):
     """
 
     row: Row
-    function: Callable
-
-    def __init_subclass__(cls, **options) -> None:
-        super().__init_subclass__(**options)
-        cls.function = staticmethod(getattr(ops, cls.row.function))
 
     def __init__(self, *, reduction: str = "none", batch_ndim: int = 1, validate: bool = False, **options):
         super().__init__()
@@ -133,6 +128,10 @@ class Likelihood(torch.nn.Module):
                 setattr(self, name, options[name])
         self.options = {name: value for name, value in options.items() if name not in self._fixed}
         self._hints = "expected_grad" in taken
+
+    @property
+    def function(self) -> Callable:
+        return getattr(ops, self.row.function)
 
     @property
     def fixed(self) -> dict[str, object]:
@@ -159,7 +158,7 @@ class Likelihood(torch.nn.Module):
         options = {"batch_ndim": self.batch_ndim, **self.options} if self.row.planes else {}
         return self.row.mean(*self._complete(parameters), **options)
 
-    def _complete(self, parameters) -> list:
+    def _complete(self, parameters) -> Sequence:
         """The row's parameters in order, those that are given and those that are fixed."""
         names = self.row.parameters.split()
         given = parameters if isinstance(parameters, (tuple, list)) else (parameters,)

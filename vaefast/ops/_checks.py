@@ -19,8 +19,8 @@ class SupportError(ValueError):
 
 
 def usual(batch_ndim: object, roles: str, *tensors: object) -> bool:
-    """Whether these pass all of the checks below: plain dense tensors of one shape on one device, of which batch_ndim
-    dimensions are the batch; a letter in roles for each: f, floating and of one type with the others; d, data.
+    """Whether these pass `floating`, `data`, `alike` and `batch_ndim`: plain dense tensors of one shape on one device.
+    roles: a letter for each: f, floating and of one type with the others; d, data.
 
     False says nothing, also while torch.compile traces: the checks must be asked.
     """

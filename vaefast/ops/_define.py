@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -102,8 +103,8 @@ def define(schema: str, *, reference: Callable, fused: Callable, density: str | 
             module = _backends.module(backend)
             in_c = getattr(module, "body", None) if isinstance(fused, Body) else None
             found = in_c(fused) if in_c else functools.partial(fused, getattr(module, walk))
-        if op.eager is general:  # the first time
-            op.eager = _extension.entry(general, ready, name)
+        if op.eager is general:
+            op.eager = _extension.entry(general, ready, (name, "cpu"), (name, "cuda"))
         return ready.setdefault((name, device_type), found)
 
     ready = _backends.ready
@@ -172,6 +173,12 @@ def define_rows(
     return define(f"{name}({', '.join(arguments)}) -> {returns}", reference=of_arguments, fused=body)
 
 
+class Made(NamedTuple):
+    """In the place of `expected_grad`: what forward returns was made already."""
+
+    value: torch.Tensor
+
+
 class EagerFunction(torch.autograd.Function):
     """One that is applied outside torch.func's transforms, since `transformed()` is asked before: Function.apply would
     look for them once more. What an ended transform left behind is unwrapped, as there."""
@@ -229,6 +236,9 @@ def differentiable(
             if expected_grad is None:
                 ctx.save_for_backward(*args[:saved])
                 return forward(*args)
+            if type(expected_grad) is Made:
+                ctx.save_for_backward(*args[:saved])
+                return expected_grad.value
             expected = constant(args[0].shape[: ctx.constants[0]], compute_dtype(args[0].dtype), expected_grad)
             *grads, result = with_gradient(expected, *args, list(ctx.needs_input_grad[1:past]))
             ctx.save_for_backward(*args[:saved], expected, *grads)
@@ -236,17 +246,14 @@ def differentiable(
 
         @staticmethod
         def backward(ctx, grad):
-            wanted = list(ctx.needs_input_grad[1:past])
             kept = ctx.saved_tensors
             inputs, written = kept[:saved], kept[saved:]
             run = backward.for_grads(grad)
-            if written and run is backward.eager and torch.equal(grad, written[0]):
-                grads = written[1:]
-                if not released(ctx):  # they are wanted once more, whatever is done to these
-                    grads = [g.clone() for g in grads]
+            if written and run is backward.eager and unobserved(grad) and torch.equal(grad, written[0]):
+                grads = given_out(ctx, written[1:])
             else:
-                grads = run(grad, *inputs, *ctx.constants, wanted)
-            return None, *[g if want else None for g, want in zip(grads, wanted, strict=True)], *nones
+                grads = run(grad, *inputs, *ctx.constants, list(ctx.needs_input_grad[1:past]))
+            return None, *grads, *nones  # what is not wanted, a tensor of no elements, goes nowhere
 
     return named(name, Hinted if backward.call._schema.arguments[-1].name == "wanted" else Function)
 
@@ -263,10 +270,11 @@ def constant(shape: torch.Size, dtype: torch.dtype, value: float) -> torch.Tenso
     return torch.full(shape, value, dtype=dtype, device="cpu")  # also where another device is the default
 
 
-def released(ctx) -> bool:
-    """Let go what was saved, so that a leaf takes its gradient uncopied; False with retain_graph, which keeps it."""
+def given_out(ctx, written: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Gradients that forward wrote and saved: a leaf takes them uncopied, but with retain_graph, which wants them once
+    more, whatever is done to these."""
     ctx.maybe_clear_saved_tensors()
-    return not torch._C._autograd._get_current_graph_task_keep_graph()
+    return [g.clone() for g in written] if torch._C._autograd._get_current_graph_task_keep_graph() else written
 
 
 WORTH = 32768  # elements below which a second pass costs less than what it takes to write a gradient in the first
@@ -279,8 +287,15 @@ def hint(expected_grad: float | None, tensors) -> float | None:
         return None
     if not isinstance(expected_grad, (int, float)) or isinstance(expected_grad, bool):
         raise TypeError(f"expected_grad must be None or a number, got {type(expected_grad).__name__}")
-    written = tensors[0].numel() >= WORTH and _extension.writes_gradients(tensors)
-    return float(expected_grad) if written else None
+    return float(expected_grad) if tensors[0].numel() >= WORTH and writes_gradients(tensors) else None
+
+
+def writes_gradients(tensors) -> bool:
+    """Whether a forward pass of these may write gradients. Who listens at the dispatcher does not count: a checkpoint
+    must save the same tensors each time."""
+    first = tensors[0]
+    plain = type(first) is torch.Tensor and first.is_cpu
+    return plain and torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
 
 
 def transformed() -> bool:

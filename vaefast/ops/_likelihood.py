@@ -11,7 +11,7 @@ import torch
 from vaefast.ops import _checks
 from vaefast.ops._body import Body, Output
 from vaefast.ops._define import define, differentiable, distinct, hint, transformed
-from vaefast.ops._whole import ExpectedLoss, whole
+from vaefast.ops._whole import ExpectedLoss, whole, with_loss
 from vaefast.reference.gaussian import compute_dtype
 
 
@@ -123,7 +123,8 @@ class Likelihood:
             ]
             nll = self._reference_forward(*tensors, *args[self.count :])
             inputs = [t for t, want in zip(tensors, wanted, strict=True) if want]
-            grads = iter(torch.autograd.grad(nll, inputs, grad_nll, create_graph=twice, materialize_grads=True))
+            how = {"create_graph": twice, "materialize_grads": True}
+            grads = iter(torch.autograd.grad(nll, inputs, grad_nll, **how) if inputs else ())
             return tuple([next(grads) if want else t.new_empty(0) for t, want in zip(tensors, wanted, strict=True)])
 
     def _reference_with_gradient(self, grad_nll, *args):
@@ -179,7 +180,7 @@ class Likelihood:
         tensors = distinct(*tensors)
         arguments = *tensors, weight, batch_ndim, *params
         if type(expected_grad) is ExpectedLoss and batch_ndim == 1 and expected_grad.fits(tensors):
-            return expected_grad.take(*self.whole.apply(*expected_grad.terms, *arguments))
+            return with_loss(self.function, self.whole, expected_grad, *arguments)
         return self.function.apply(hint(expected_grad, tensors), *arguments)
 
     def _checked(self, tensors, weight, batch_ndim: int):
