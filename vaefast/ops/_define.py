@@ -233,12 +233,9 @@ def differentiable(
         @staticmethod
         def forward(ctx, expected_grad, *args):
             ctx.constants = args[tensors:]
-            if expected_grad is None:
+            if expected_grad is None or type(expected_grad) is Made:
                 ctx.save_for_backward(*args[:saved])
-                return forward(*args)
-            if type(expected_grad) is Made:
-                ctx.save_for_backward(*args[:saved])
-                return expected_grad.value
+                return forward(*args) if expected_grad is None else expected_grad.value
             expected = constant(args[0].shape[: ctx.constants[0]], compute_dtype(args[0].dtype), expected_grad)
             *grads, result = with_gradient(expected, *args, list(ctx.needs_input_grad[1:past]))
             ctx.save_for_backward(*args[:saved], expected, *grads)
@@ -265,9 +262,15 @@ def named(name: str, function: type[torch.autograd.Function]) -> type[torch.auto
     return function
 
 
-@functools.lru_cache(4)  # a hierarchy's divergences all have the same
 def constant(shape: torch.Size, dtype: torch.dtype, value: float) -> torch.Tensor:
-    return torch.full(shape, value, dtype=dtype, device="cpu")  # also where another device is the default
+    """A gradient per sample that is expected; a hierarchy's divergences all have the same."""
+    return (_constant.__wrapped__ if _dispatch_modes() else _constant)(shape, dtype, value)  # a mode's may be fake
+
+
+@functools.lru_cache(4)
+def _constant(shape: torch.Size, dtype: torch.dtype, value: float) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.full(shape, value, dtype=dtype, device="cpu")  # also where another device is the default
 
 
 def given_out(ctx, written: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
