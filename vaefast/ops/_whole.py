@@ -1,4 +1,4 @@
-"""A likelihood and the loss that is made of it as one Function: a walk less each way, and half of the calls."""
+"""A likelihood and the loss that is made of it as one Function: a step of autograd and a walk back less."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def whole(name: str, backward: Op, with_gradient: Op, tensors: int) -> type[torc
     return named(f"{name}_loss", Whole)
 
 
-def with_loss(function, whole, expected: ExpectedLoss, *arguments) -> torch.Tensor:
-    """The likelihood's values by its own `function`, and the loss that is left in `expected` by its `whole`."""
+def with_loss(function, loss_function, expected: ExpectedLoss, *arguments) -> torch.Tensor:
+    """The likelihood's values by its own `function`; the loss, by its `loss_function`, is left in `expected`."""
     values: list[torch.Tensor] = []
-    loss = whole.apply(values, *expected.terms, *arguments)
+    loss = loss_function.apply(values, *expected.terms, *arguments)
     nll = function.apply(Made(values[0]), *arguments)  # beside the loss in the graph, and without kl
     expected.leave(loss, nll)
     return nll

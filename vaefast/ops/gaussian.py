@@ -129,8 +129,8 @@ KLNormal = differentiable(
 
 def _pair(mu, logvar, batch_ndim, logvar_bounds):
     """Check mu, logvar and batch_ndim; return the pair in one dtype, and the bounds."""
-    if logvar_bounds is None and _checks.usual(batch_ndim, "ff", mu, logvar):
-        return mu, logvar, -math.inf, math.inf
+    if _checks.usual(batch_ndim, "ff", mu, logvar):
+        return mu, logvar, *_checks.bounds(logvar_bounds)
     _checks.floating("mu", mu)
     _checks.floating("logvar", logvar)
     _checks.alike("mu", mu, "logvar", logvar)
