@@ -33,9 +33,10 @@ def machine(device: str) -> dict:
 
 
 def slug(device: str) -> str:
-    """The name of the machine's results: the processor that did the work."""
+    """The name of the machine's results: the processor that did the work, with its vectors, since some virtual machines
+    call processors of several generations alike."""
     facts = machine(device)
-    name = facts["gpu"] if device == "cuda" else f"{facts['cpu']} {facts['cores']} cores"
+    name = facts["gpu"] if device == "cuda" else f"{facts['cpu']} {facts['cores']} cores {facts['cpu_capability']}"
     return f"{device}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}"
 
 

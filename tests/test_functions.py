@@ -63,7 +63,7 @@ FUNCTIONS = {
         "expm1": (np.expm1, mpmath.expm1, EVERYWHERE, 4),
         # just past ±ln(2)/2, where it is a twentieth of e^x, it carries the rounding of e^x: 1e-6 in float32
         "excess": (_excess, _excess, EVERYWHERE, 16),
-        "exp_only": (np.exp, mpmath.exp, (-np.inf, 88), 4),
+        "exp_only": (np.exp, mpmath.exp, (-np.inf, 71), 4),
     },
     "logarithms": {
         "log": (np.log, mpmath.log, EVERYWHERE, 4),

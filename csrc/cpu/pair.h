@@ -103,6 +103,9 @@ struct Native<Pair<V>> {
   VF_FN static P scale(P x, P k, Int<P> n) {
     return {N::scale(x.first, k.first, n.first), N::scale(x.second, k.second, n.second)};
   }
+  VF_FN static P scale_down(P x, P k, Int<P> n) {
+    return {N::scale_down(x.first, k.first, n.first), N::scale_down(x.second, k.second, n.second)};
+  }
 };
 
 template <class V>

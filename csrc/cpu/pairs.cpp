@@ -13,9 +13,9 @@ namespace vaefast {
 inline namespace VAEFAST_ISA {
 namespace {
 
-constexpr int kBlock = 8;             // vectors of cols that forward takes at once
-constexpr int kRows = 8;              // rows that share what is loaded of the cols
-constexpr int64_t kParallel = 32768;  // terms below which starting threads costs more than it gains
+constexpr int kBlock = 8;              // vectors of cols that forward takes at once
+constexpr int kRows = kRegisters / 4;  // rows that share what is loaded of the cols, and keep two sums each
+constexpr int64_t kParallel = 32768;   // terms below which starting threads costs more than it gains
 
 template <class C>
 constexpr C kLargest = sizeof(C) == 4 ? C(3.4028234663852886e38) : C(1.7976931348623157e308);
@@ -106,13 +106,14 @@ class PairsRunner {
 #pragma omp parallel num_threads(threads) if (parallel)
     {
       Array<V> room(kRows * (dims_ + 1));
+      Array<C> of_rows(D::dimensions ? 2 * kRows * dims_ : 0);
 #pragma omp for schedule(dynamic)
       for (int64_t part = 0; part < parts; ++part) {
         int64_t r = part / col_parts, c = part % col_parts;
         C* of_cols = sums + r * p_.sums_size();
         backward_part(bound(rows_, r, row_parts, kRows), bound(rows_, r + 1, row_parts, kRows),
                       bound(padded_, c, col_parts, Pairs::kAlign), bound(padded_, c + 1, col_parts, Pairs::kAlign),
-                      Packed(of_cols, padded_, dims_), points + c * p_.points_size(), room.get());
+                      Packed(of_cols, padded_, dims_), points + c * p_.points_size(), room.get(), of_rows.get());
       }
     }
     if (p_.grad_centres || p_.symmetric) finish_cols(sums, row_parts);
@@ -300,7 +301,7 @@ class PairsRunner {
     }
   }
 
-  // The squared distances of eight points, `point(r)`, to a vector of cols.
+  // The squared distances of kRows points, `point(r)`, to a vector of cols.
   template <class F>
   VF_FN void distances(F point, int64_t col, V* q) const {
     const int64_t step = width(col / kWidth * kWidth), first = at(col);
@@ -320,14 +321,15 @@ class PairsRunner {
 
   // ---- backward ----
 
-  // The rows' own numbers: of a row that is not there, whose gradient is 0, those of the last.
+  // A row's own numbers: of one that is not there those of the first, with gradients of 0.
   struct Row {
-    const C *point, *values, *grads;
-    C value, grad;
+    const C* point;
+    C *values, *grads;  // by dimension; as `value` and `grad`
+    C value, grad;      // what the logarithms of shares are counted from; minus the gradient, where there are shares
   };
 
-  void backward_part(int64_t row, int64_t row_end, int64_t col, int64_t col_end, Packed sums, C* points,
-                     V* room) const {
+  void backward_part(int64_t row, int64_t row_end, int64_t col, int64_t col_end, Packed sums, C* points, V* room,
+                     C* of_rows) const {
     for (int64_t c = col; c < col_end; c += kLanes) {
       int64_t to = at(c), step = width(c / kWidth * kWidth);
       for (int64_t d = 0; d < dims_; ++d, to += step) {
@@ -337,11 +339,10 @@ class PairsRunner {
       }
       store(sums.last + c, V{});
     }
-    const Array<C> nothing(dims_);
     for (; row < row_end; row += kRows) {
       const int64_t count = row_end - row < kRows ? row_end - row : kRows;
       Row rows[kRows];
-      for (int64_t r = 0; r < kRows; ++r) rows[r] = row_at(row, r, count, nothing.get());
+      for (int64_t r = 0; r < kRows; ++r) rows[r] = row_at(row, r, count, of_rows);
       for (int64_t i = 0; i < kRows * (dims_ + 1); ++i) room[i] = V{};
       int64_t from = first_col(row) > col ? first_col(row) : col;
       for (int64_t c = from, end; c < col_end; c = end) {
@@ -371,19 +372,22 @@ class PairsRunner {
   // Of the logarithm of a sum, e^(x - value) is the pair's share; where no pair counts, that of every pair is 0.
   static C finite(C value) { return value < -kLargest<C> ? -kLargest<C> : value; }
 
-  Row row_at(int64_t row, int64_t r, int64_t count, const C* nothing) const {
-    int64_t i = r < count ? row + r : row;
-    Row result{points_ + i * dims_, nullptr, nothing, 0, 0};
-    if (r < count) result.grad = static_cast<const C*>(p_.grad_value)[i];
-    if (D::logarithm) result.value = finite(static_cast<const C*>(p_.value)[i] - static_cast<C>(p_.every));
-    if (D::dimensions) {
-      result.values = static_cast<const C*>(p_.values) + i * dims_;
-      if (r < count) result.grads = static_cast<const C*>(p_.grad_values) + i * dims_;
-    }
+  Row row_at(int64_t row, int64_t r, int64_t count, C* of_rows) const {
+    const bool there = r < count;
+    const int64_t i = there ? row + r : row;
+    const C every = static_cast<C>(p_.every), sign = D::logarithm ? C(-1) : C(1);
+    Row result{points_ + i * dims_, of_rows + r * dims_, of_rows + (kRows + r) * dims_, 0, 0};
+    if (there) result.grad = sign * static_cast<const C*>(p_.grad_value)[i];
+    if (D::logarithm) result.value = finite(static_cast<const C*>(p_.value)[i] - every);
+    if constexpr (D::dimensions)
+      for (int64_t d = 0; d < dims_; ++d) {
+        result.values[d] = finite(static_cast<const C*>(p_.values)[i * dims_ + d] - every);
+        result.grads[d] = there ? sign * static_cast<const C*>(p_.grad_values)[i * dims_ + d] : C(0);
+      }
     return result;
   }
 
-  // Eight rows and at most a block of cols: a row's sums stay in registers meanwhile.
+  // Some rows and at most a block of cols: a row's sums stay in registers meanwhile.
   void backward_block(int64_t row, const Row* rows, int64_t col, int count, Packed sums, V* room) const {
     V slope[kBlock * kRows], extra[kBlock * kRows] = {};
     bool any_special = false;
@@ -404,7 +408,7 @@ class PairsRunner {
     V weight = load<V>(cols_data_.last + col), all{};
     for (int r = 0; r < kRows; ++r) {
       if constexpr (D::logarithm)
-        slope[r] = exp_only(weight + extra[r] - q[r] - rows[r].value) * -rows[r].grad;
+        slope[r] = share(weight + extra[r] - q[r] - rows[r].value) * rows[r].grad;
       else {
         Kernel<V> kernel = D::kernel(q[r], scales_.get(), p_.scale_count);
         V counts = weight + extra[r];
@@ -421,7 +425,6 @@ class PairsRunner {
   VF_FN void backward_dims(const Row* rows, int64_t col, int count, const V* slope, const V* extra, Packed sums,
                            V* room) const {
     using N = Native<V>;
-    const C every = static_cast<C>(p_.every);
     const int64_t step = width(col / kWidth * kWidth);
     for (int64_t d = 0, start = at(col); d < dims_; ++d, start += step) {
       V z[kRows], point[kRows];
@@ -438,7 +441,7 @@ class PairsRunner {
           if constexpr (D::dimensions) {
             V x = N::multiply_add(-u, u, load<V>(cols_data_.c + at));
             if (Special) x += extra[v * kRows + r];
-            g = N::multiply_add(exp_only(x - finite(rows[r].values[d] - every)), splat<V>(-rows[r].grads[d]), g);
+            g = N::multiply_add(share(x - rows[r].values[d]), splat<V>(rows[r].grads[d]), g);
             all += g;
           }
           if constexpr (D::scaled) {

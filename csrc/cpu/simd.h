@@ -20,6 +20,11 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 constexpr int kFloats = kBytes / 4;  // lanes of a vector of floats
+#if defined(__AVX512F__) || !defined(__x86_64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
 typedef float F32 __attribute__((vector_size(kBytes)));
 typedef double F64 __attribute__((vector_size(kBytes)));
@@ -64,6 +69,7 @@ struct Native<F32> : Plain<F32> {
   VF_FN static F32 at_least(F32 x, F32 bound) { return _mm512_max_ps(bound, x); }
   VF_FN static F32 multiply_add(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
   VF_FN static F32 scale(F32 x, F32 k, I32) { return _mm512_scalef_ps(x, k); }
+  VF_FN static F32 scale_down(F32 x, F32 k, I32) { return _mm512_scalef_ps(x, k); }
 };
 template <>
 struct Native<F64> : Plain<F64> {
@@ -71,6 +77,7 @@ struct Native<F64> : Plain<F64> {
   VF_FN static F64 at_least(F64 x, F64 bound) { return _mm512_max_pd(bound, x); }
   VF_FN static F64 multiply_add(F64 a, F64 b, F64 c) { return _mm512_fmadd_pd(a, b, c); }
   VF_FN static F64 scale(F64 x, F64 k, I64) { return _mm512_scalef_pd(x, k); }
+  VF_FN static F64 scale_down(F64 x, F64 k, I64) { return _mm512_scalef_pd(x, k); }
 };
 #elif defined(__AVX2__)
 template <>

@@ -65,7 +65,7 @@ VF_FN void categorical_gradient(const In& logits, T x, T log_total, T grad, cons
   grad = select(is_class(x, logits), grad, splat<T>(0));
   T index = splat<T>(0);
   for (int64_t k = 0; k < logits.planes; ++k) {
-    T probability = exp_only(logits[k] - log_total);
+    T probability = share(logits[k] - log_total);
     out.put(k, product(grad, select(x == index, probability - Scalar<T>(1), probability)));
     index = index + Scalar<T>(1);
   }

@@ -42,7 +42,7 @@ struct PoissonNLLBackward : Density<2, 1, 1, 0, false, 0> {  // (log_rate, x; gr
 
 template <class T>
 VF_FN T shape(T log_shape) {
-  return exp_parts(clamp(log_shape, Shape<Scalar<T>>::lowest, Shape<Scalar<T>>::highest)).exp;
+  return exp_only(clamp(log_shape, Shape<Scalar<T>>::lowest, Shape<Scalar<T>>::highest));
 }
 
 // With X = x + 1, A = theta + 1, N = x + theta + 1, the nll is
@@ -126,7 +126,7 @@ template <class T>
 VF_FN ZeroInflation<T> zero_inflation(T gate_logits, T b) {
   using S = Scalar<T>;
   T scale = Native<T>::at_least(Native<T>::at_most(b, -gate_logits) - S(40), splat<T>(0));
-  T t = exp_parts(scale - absolute(gate_logits)).exp, inverse = S(1) / (t + S(1));
+  T t = exp_only(scale - absolute(gate_logits)), inverse = S(1) / (t + S(1));
   Exp<T> e = exp_parts(scale - b);
   auto positive = gate_logits > S(0);
   T gate = select(positive, inverse, t * inverse), rest = select(positive, t * inverse, inverse);

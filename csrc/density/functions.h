@@ -7,7 +7,7 @@
 namespace vaefast {
 inline namespace VAEFAST_ISA {
 
-struct Exponentials : Density<1, 0, 4, 0, false, 0> {  // x -> e^x, e^x - 1, e^x - 1 - x, e^x for x < 88
+struct Exponentials : Density<1, 0, 4, 0, false, 0> {  // x -> e^x, e^x - 1, e^x - 1 - x, e^x for x <= 71
   VAEFAST_MAP {
     Exp<T> e = exp_parts(in[0]);
     out[0] = e.exp;

@@ -204,8 +204,8 @@ VF_FN T mixture_gradient(const In* in, T grad, const Scalar<T>* p, const Out* ou
       l.template measure<true>(x, p);
       log_p = in[0][k] - l.linear + log_normal(l.factor);
     }
-    T posterior = exp_only(log_p - log_joint), weight = product(grad, posterior);
-    out[0].put(k, product(grad, exp_only(in[0][k] - log_prior) - posterior));
+    T posterior = share(log_p - log_joint), weight = product(grad, posterior);
+    out[0].put(k, product(grad, share(in[0][k] - log_prior) - posterior));
     if constexpr (Work::kept) {
       auto none = weight == splat<T>(0);
       for (int64_t plane = mixture.n + k; plane < in[0].planes; plane += mixture.n)

@@ -109,6 +109,13 @@ struct Plain {
     Int<T> half = n >> 1;
     return x * bits<T>((half + bias) << mantissa) * bits<T>((n - half + bias) << mantissa);
   }
+  // The same for n from -151 to 102 (-1076 to 969 in double), where the second step is a constant.
+  VF_FN static T scale_down(T x, T, Int<T> n) {
+    constexpr int mantissa = sizeof(Scalar<T>) == 4 ? 23 : 52, bias = sizeof(Scalar<T>) == 4 ? 127 : 1023;
+    constexpr int up = mantissa + 2;
+    const Scalar<T> down = sizeof(Scalar<T>) == 4 ? Scalar<T>(0x1p-25) : Scalar<T>(0x1p-54);
+    return x * bits<T>((n + (bias + up)) << mantissa) * down;
+  }
 };
 
 template <class T>
@@ -197,13 +204,19 @@ VF_FN Exp<T> exp_parts(T x) {
   return result;
 }
 
-// e^x alone, for x below overflow's 88 (709 in double): a fifth less work than its parts.
+// e^x alone, for x up to 71 (671 in double): a third less work than its parts.
 template <class T>
 VF_FN T exp_only(T x) {
   using N = Native<T>;
   const Reduced<T> e(N::at_least(x, splat<T>(ExpConstants<Scalar<T>>::lowest)));
   T p = N::multiply_add(N::multiply_add(e.p, e.r, splat<T>(1)), e.r, splat<T>(1));
-  return N::scale(p, e.k, e.n);
+  return N::scale_down(p, e.k, e.n);
+}
+
+// e^x of an x that is at most 0 but for rounding: the part of a sum that one of its terms is.
+template <class T>
+VF_FN T share(T x) {
+  return exp_only(Native<T>::at_most(x, splat<T>(0)));
 }
 
 // ln(1 + g) for 1 + g in [sqrt(1/2), sqrt(2)): Cephes logf
