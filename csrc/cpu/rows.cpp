@@ -328,7 +328,11 @@ class Runner {
       in[i] = place(walk_.inputs[i], tile, in_buffer[i]);
       if (in[i] == in_buffer[i]) read(walk_.inputs[i], tile, in_buffer[i]);
     }
-    for (int i = 0; i < D::outputs; ++i) out[i] = place(walk_.outputs[i], tile, out_buffer[i]);
+    [[maybe_unused]] bool wanted[kAtLeast1<D::outputs>];
+    for (int i = 0; i < D::outputs; ++i) {
+      wanted[i] = walk_.outputs[i].data != nullptr;
+      out[i] = place(walk_.outputs[i], tile, out_buffer[i]);
+    }
     for (int i = 0; i < D::row_inputs; ++i) spread_row(i, tile, row_buffer[i]);
     [[maybe_unused]] const float* eps = nullptr;
     if constexpr (D::noise) eps = make_noise(tile, noise_buffer, in);
@@ -357,7 +361,9 @@ class Runner {
         if (!as_product) s[0] = s[0] + log1p_unit(s[1]);
       if (D::row_outputs && weight)
         for (int i = 0; i < D::row_outputs; ++i) s[i] = weighed(s[i], get(weight + at));
-      for (int i = 0; i < D::outputs; ++i) put(i, out[i] + at, y[i]);
+      for (int i = 0; i < D::outputs; ++i)
+        // what nobody asked for is not computed; a branch costs registers, so that all others are
+        if (!D::data_gradient || i < D::outputs - 1 || wanted[i]) put(i, out[i] + at, y[i]);
       for (int i = 0; i < kTerms; ++i) store(sum_buffer[i] + at, s[i]);
     };
     [[maybe_unused]] bool streams[kAtLeast1<D::outputs>];  // whole aligned vectors, to the tensor itself
@@ -381,7 +387,7 @@ class Runner {
           [rest](int, C* to, V v) { store_some(to, v, rest); });
 
     for (int i = 0; i < D::outputs; ++i)
-      if (out[i] == out_buffer[i] && walk_.outputs[i].data) write(walk_.outputs[i], tile, out_buffer[i]);
+      if (out[i] == out_buffer[i] && wanted[i]) write(walk_.outputs[i], tile, out_buffer[i]);
     const C* logs = D::log1p && as_product ? sum_buffer[D::log1p] : nullptr;
     for (int i = 0; i < D::row_outputs; ++i) add_up(i, tile, sum_buffer[i], partial, logs);
   }

@@ -9,12 +9,13 @@ struct BernoulliNLLForward : Density<2, 0, 0, 1, false, 1> {  // (logits, x) -> 
   static constexpr bool log1p = true;
   VAEFAST_MAP {
     T x = in[1] * p[0];
-    sum[0] = product(select(in[0] > Scalar<T>(0), splat<T>(1) - x, -x), in[0]);
+    sum[0] = product(select(in[0] > Scalar<T>(0), splat<T>(1), splat<T>(0)) - x, in[0]);
     sum[1] = exp_only(minus_absolute(in[0]));
   }
 };
 
 struct BernoulliNLLBackward : Density<2, 1, 2, 0, false, 1> {  // (logits, x; grad) -> grad_logits, grad_x
+  static constexpr bool data_gradient = true;
   VAEFAST_MAP {
     T t = exp_only(minus_absolute(in[0]));
     T inverse = Scalar<T>(1) / (t + Scalar<T>(1));

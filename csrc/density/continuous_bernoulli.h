@@ -47,6 +47,7 @@ struct ContinuousBernoulliNLLForward : Density<2, 0, 0, 1, false, 1> {  // (logi
 };
 
 struct ContinuousBernoulliNLLBackward : Density<2, 1, 2, 0, false, 1> {  // (logits, x; grad) -> grad_logits, grad_x
+  static constexpr bool data_gradient = true;
   VAEFAST_MAP {
     using S = Scalar<T>;
     T x = in[1] * p[0], a = absolute(in[0]);

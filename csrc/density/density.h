@@ -15,7 +15,8 @@ struct Density {
   static constexpr int params = Params;
   static constexpr bool noise = Noise, planes = false;
   static constexpr bool later = false;  // what it writes is read when other work is done: it need not stay in caches
-  static constexpr bool log1p = false;  // the row's sum is that of sum[0] + ln(1 + sum[1]), sum[1] in [0, 1]
+  static constexpr bool data_gradient = false;  // the last output is the gradient of the data, which few ask for
+  static constexpr bool log1p = false;          // the row's sum is that of sum[0] + ln(1 + sum[1]), sum[1] in [0, 1]
   static constexpr bool heavy = false;  // needs more registers than a GPU thread has for several elements at once
 };
 
@@ -61,7 +62,7 @@ struct Whole {
 template <class Forward, class Backward>
 struct WithGradient
     : Density<Forward::inputs, Backward::row_inputs, Backward::outputs, Forward::row_outputs, false, Forward::params> {
-  static constexpr bool log1p = Forward::log1p;
+  static constexpr bool log1p = Forward::log1p, data_gradient = Backward::data_gradient;
   VAEFAST_MAP {
     Forward()(in, row, eps, p, out, sum);
     Backward()(in, row, eps, p, out, sum);

@@ -119,6 +119,7 @@ struct GaussianNLLForward : Density<3, 0, 0, 1, false, 1> {  // (mu, logvar, x) 
 };
 
 struct GaussianNLLBackward : Density<3, 1, 3, 0, false, 1> {  // (mu, logvar, x; grad) -> the gradients of all three
+  static constexpr bool data_gradient = true;
   VAEFAST_MAP {
     T inverse_sigma = exp_parts(in[1] * Scalar<T>(-0.5)).exp;
     T distance = standardised(in[2] * p[0] - in[0], inverse_sigma);
@@ -137,6 +138,7 @@ struct SquaredErrorForward : Density<2, 0, 0, 1, false, 3> {
 };
 
 struct SquaredErrorBackward : Density<2, 1, 2, 0, false, 3> {  // (mu, x; grad) -> grad_mu, grad_x
+  static constexpr bool data_gradient = true;
   VAEFAST_MAP {
     T inverse_sigma = exp_parts(splat<T>(p[1] * Scalar<T>(-0.5))).exp;
     T distance = standardised(in[1] * p[0] - in[0], inverse_sigma);

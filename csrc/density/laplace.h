@@ -13,6 +13,7 @@ struct LaplaceNLLForward : Density<3, 0, 0, 1, false, 1> {  // (mu, log_scale, x
 };
 
 struct LaplaceNLLBackward : Density<3, 1, 3, 0, false, 1> {  // (mu, log_scale, x; grad) -> the gradients of all three
+  static constexpr bool data_gradient = true;
   VAEFAST_MAP {
     T inverse_scale = exp_parts(-in[1]).exp, difference = in[2] * p[0] - in[0];
     T zero = splat<T>(0), slope = select(difference < zero, inverse_scale, difference);  // 0 and NaN stay

@@ -65,6 +65,7 @@ struct DiscretizedLogisticNLLForward : Density<3, 0, 0, 1, false, 5> {  // (mu, 
 };
 
 struct DiscretizedLogisticNLLBackward : Density<3, 1, 3, 0, false, 5> {  // (…; grad) -> the gradients of all three
+  static constexpr bool data_gradient = true;
   VAEFAST_MAP {
     using S = Scalar<T>;
     Bin<T> b = bin(in, p);
