@@ -88,13 +88,16 @@ def bandwidth_table(entries: list[dict]) -> str:
     return "\n".join(table(head, lines)) if lines else ""
 
 
+def processor(machine: dict) -> str:
+    return machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores, {machine['cpu_capability']}"
+
+
 def markdown(results: dict) -> str:
-    machine, versions = results["machine"], results["versions"]
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores, {machine['cpu_capability']}"
+    versions = results["versions"]
     dirty = {True: " with changes", False: "", None: " (bare copy)"}[results["dirty"]]
     settings = ", ".join(f"{k}={v}" for k, v in results["environment"].items() if v is not None)
     parts = [
-        f"### {where}",
+        f"### {processor(results['machine'])}",
         f"{'**Quick run: not for quoting.** ' if results['quick'] else ''}"
         f"Commit {results['commit'][:12]}{dirty}, {results['date']}, "
         + ", ".join(f"{k} {v}" for k, v in versions.items() if v is not None)
@@ -153,8 +156,7 @@ def plot(results: dict, path: Path) -> None:
         axis.set_xlabel("times faster (black: the target)")
         keys = [Rectangle((0, 0), 1, 1, color=_COLOURS[r]) for r in _RIVALS]
         figure.legend(keys, [f"against {r}" for r in _RIVALS], frameon=False, loc="lower left", fontsize=8)
-    machine = results["machine"]
-    save(figure, machine.get("gpu") or machine["cpu"], results, path)
+    save(figure, processor(results["machine"]), results, path)
 
 
 def save(figure, where: str, results: dict, path: Path) -> None:

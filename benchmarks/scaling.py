@@ -121,7 +121,7 @@ def plot(results: dict, path: Path) -> None:
     axes[0][0].set_ylabel("total correlation, forward + backward (s)")
     axes[1][0].set_ylabel("peak beside the inputs (MB; dashed: the limit)")
     axes[0][0].legend(frameon=False)
-    report.save(figure, f"{results['machine']['cpu']}, 1 thread", results, path)
+    report.save(figure, f"{report.processor(results['machine'])}, 1 thread", results, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
