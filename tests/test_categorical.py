@@ -82,6 +82,19 @@ def test_extremes(backend, dtype):
     assert grad[0].tolist() == pytest.approx([-0.5, 0, 0.5], rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("end", ["min", "max"])
+def test_logits_at_the_end_of_the_range(backend, dtype, end):
+    """Equal logits, however far out: ln 3, which the rounding of their size swallows, and no gradient beyond 1."""
+    size = getattr(torch.finfo(dtype), end)
+    logits = torch.full((3, 3), size, dtype=dtype, device=backend.device, requires_grad=True)
+    x = torch.arange(3, device=backend.device)
+    nll = vaefast.categorical_nll(logits, x)
+    assert nll.tolist() == [0, 0, 0]
+    (grad,) = torch.autograd.grad(nll.sum(), logits)
+    assert (grad.abs() <= 1).all()
+
+
 @pytest.mark.parametrize("x", [-1, 5, 255])
 def test_what_is_no_class(backend, x):
     """NaN for the sample, no gradient to its logits, and nothing for the others; refused where `validate` is asked."""

@@ -119,6 +119,12 @@ def test_float32(density, evaluate):
         np.testing.assert_array_equal(actual[inside][~finite], rounded[~finite], err_msg=name)
 
 
+def test_exp_only_reaches_further_in_float64(evaluate):
+    x = np.linspace(71, 671, 601)
+    actual = {name: result for name, _, result in evaluate("exponentials", x)}["exp_only"]
+    np.testing.assert_allclose(actual, np.exp(x), rtol=4 * np.finfo(np.float64).eps)
+
+
 @pytest.mark.parametrize("density", FUNCTIONS)
 def test_float64(density, evaluate):
     """A few in every binade from 2^-1074 to 2^1024, more where the functions bend."""

@@ -17,9 +17,6 @@ constexpr int kBlock = 8;              // vectors of cols that forward takes at 
 constexpr int kRows = kRegisters / 4;  // rows that share what is loaded of the cols, and keep two sums each
 constexpr int64_t kParallel = 32768;   // terms below which starting threads costs more than it gains
 
-template <class C>
-constexpr C kLargest = sizeof(C) == 4 ? C(3.4028234663852886e38) : C(1.7976931348623157e308);
-
 // An array that is freed with its scope. Not the standard library's, whose copies for each instruction set would have
 // one name, and the linker would keep one of them.
 template <class T>
@@ -106,7 +103,7 @@ class PairsRunner {
 #pragma omp parallel num_threads(threads) if (parallel)
     {
       Array<V> room(kRows * (dims_ + 1));
-      Array<C> of_rows(D::dimensions ? 2 * kRows * dims_ : 0);
+      Array<C> of_rows(2 * kRows * dims_);
 #pragma omp for schedule(dynamic)
       for (int64_t part = 0; part < parts; ++part) {
         int64_t r = part / col_parts, c = part % col_parts;

@@ -28,8 +28,6 @@ constexpr int64_t kMostParts = 16;  // backward, where each takes room as the si
 constexpr int kMostScales = 64;
 
 template <class C>
-constexpr C kLargest = sizeof(C) == 4 ? C(3.4028234663852886e38) : C(1.7976931348623157e308);
-template <class C>
 constexpr C kInfinity = C(__builtin_inf());
 
 // e^x to some |x| units in its last place; below the normal range 0.

@@ -8,7 +8,7 @@ inline namespace VAEFAST_ISA {
 // log of a sum of exponentials that are met one after the other.
 template <class T>
 struct LogSum {
-  T highest = splat<T>(sizeof(Scalar<T>) == 4 ? Scalar<T>(-3e38) : Scalar<T>(-1.7e308)), sum = splat<T>(0);
+  T highest = splat<T>(-kLargest<Scalar<T>>), sum = splat<T>(0);
 
   // + factor e^value, of which one needs no exponential
   VF_FN void add(T value, T factor) {

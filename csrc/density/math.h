@@ -44,6 +44,9 @@ using Int = typename Lanes<T>::Int;
 template <class T>
 using Uint = typename Lanes<T>::Uint;
 
+template <class S>
+constexpr S kLargest = sizeof(S) == 4 ? S(3.4028234663852886e38) : S(1.7976931348623157e308);
+
 template <class To, class From>
 VF_FN To bits(From from) {
   static_assert(sizeof(To) == sizeof(From), "bits are reinterpreted, not converted");
@@ -165,6 +168,11 @@ struct Exp {
   T expm1;   // e^x - 1, exact near 0
   T excess;  // e^x - 1 - x, exact near 0; +inf at +inf
 };
+
+#if defined(__CUDACC__)  // cuda/math.h has these: what calls them below, in templates, must know of them
+VF_FN Exp<float> exp_parts(float x);
+VF_FN float exp_only(float x);
+#endif
 
 // x = k ln 2 + r, |r| <= ln(2) / 2, and e^r = 1 + r + r^2 p
 template <class T>

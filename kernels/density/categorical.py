@@ -14,7 +14,7 @@ from vaefast.kernels.operands import plane, put
 def no_exp(stack):
     """A sum of no exponentials for every element, as `add_exp` has it; its exponent is finite, so that -inf adds 0."""
     zero = stack[3]
-    lowest: tl.constexpr = -1.7e308 if zero.dtype == tl.float64 else -3e38
+    lowest: tl.constexpr = -1.7976931348623157e308 if zero.dtype == tl.float64 else -3.4028234663852886e38
     return zero + lowest, zero
 
 
