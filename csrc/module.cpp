@@ -110,7 +110,9 @@ struct Torch {
   PyObject *memory_format, *dtype_only;  // names of one keyword
   PyObject* dtypes[kDTypes];             // in the order of DType
   PyObject *tensor, *fake_mode;          // torch.Tensor; the name of what a fake one has
-  PyObject* dispatch_modes;              // counts those that listen at the dispatcher
+  PyObject *eager, *constants, *to_save, *saved_tensors, *needs_input_grad;  // names, of an Op and a Function's ctx
+  PyObject* is_grad_enabled;
+  PyObject* dispatch_modes;           // counts those that listen at the dispatcher
   int (*view)(PyObject*, DLTensor*);  // null: this PyTorch does not lend it, and tensors are read by their attributes
 } torch_;
 
@@ -576,9 +578,11 @@ struct Body {
   }
 };
 
-PyObject* call_body(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+// What `call` returns, for Python, which takes null and a pending error for an exception.
+template <class Call>
+PyObject* without_exceptions(Call call) {
   try {
-    return (*static_cast<const Body*>(PyCapsule_GetPointer(self, nullptr)))(given, count).release().ptr();
+    return call().release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {
@@ -587,6 +591,11 @@ PyObject* call_body(PyObject* self, PyObject* const* given, Py_ssize_t count) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
   return nullptr;
+}
+
+PyObject* call_body(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  return without_exceptions(
+      [&] { return (*static_cast<const Body*>(PyCapsule_GetPointer(self, nullptr)))(given, count); });
 }
 
 // --- what Python would ask on the way to a body, tensor by tensor ---
@@ -614,16 +623,11 @@ struct Entry {
 };
 
 PyObject* call_entry(PyObject* self, PyObject* const* given, Py_ssize_t count) {
-  try {
+  return without_exceptions([&] {
     if (count == 0) throw py::type_error("an op takes at least one argument");
     py::object run = static_cast<const Entry*>(PyCapsule_GetPointer(self, nullptr))->find(given[0]);
-    return PyObject_Vectorcall(run.ptr(), given, count, nullptr);
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  }
-  return nullptr;
+    return owned(PyObject_Vectorcall(run.ptr(), given, count, nullptr));
+  });
 }
 
 // (batch_ndim, roles, *tensors): whether all are plain dense tensors of one shape on one device, batch_ndim is an int
@@ -650,15 +654,100 @@ PyObject* usual(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return PyBool_FromLong(first.ndim > 0 && !overflow && batch_ndim >= 0 && batch_ndim <= first.ndim);
 }
 
+// Whether a plain tensor has memory; what is none is left alone.
+bool is_alive(PyObject* arg) {
+  DLTensor lent;
+  return !is_exact_tensor(arg) || lend(arg, &lent);
+}
+
 // (args): whether every plain tensor of this tuple has memory, so that none is left over from a transform that ended.
 PyObject* alive(PyObject*, PyObject* args) {
   if (!PyTuple_Check(args)) Py_RETURN_FALSE;
-  DLTensor lent;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); ++i) {
-    PyObject* arg = PyTuple_GET_ITEM(args, i);
-    if (is_exact_tensor(arg) && !lend(arg, &lent)) Py_RETURN_FALSE;
+  PyObject** first = &PyTuple_GET_ITEM(args, 0);
+  return PyBool_FromLong(std::all_of(first, first + PyTuple_GET_SIZE(args), is_alive));
+}
+
+// --- an op's autograd.Function ---
+
+// What `differentiable` (vaefast/ops/_define.py) writes in Python, where the numbers are explained, without Python's
+// frames. What is out of the ordinary goes there.
+struct Function {
+  py::object forward_op, backward_op;
+  py::object slow_apply, slow_forward, slow_backward;  // Python's
+  size_t tensors, saved, grads, arguments;             // arguments: of apply
+  bool results, hinted;
+  py::object base_apply{};  // PyTorch's, of a class with the methods below
+
+  // Of (*arguments).
+  py::object apply(PyObject* const* given, size_t count) const {
+    return call(std::all_of(given, given + count, is_alive) ? base_apply : slow_apply, given, count);
   }
-  Py_RETURN_TRUE;
+
+  // Of (ctx, *arguments).
+  py::object forward(PyObject* const* given, size_t count) const {
+    PyObject* hint = hinted && count > 1 ? given[1] : Py_None;
+    bool made = PyTuple_Check(hint);  // `Made`
+    if (count != 1 + arguments || (hint != Py_None && !made)) return call(slow_forward, given, count);
+    PyObject *ctx = given[0], *const *args = given + 1 + hinted, *const *end = given + count;
+    py::object result = made ? py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(hint, 0))
+                             : call(get(forward_op.ptr(), torch_.eager), args, end - args);
+    py::object kept = packed(args, args + saved);
+    if (results) kept = owned(PySequence_Concat(kept.ptr(), as_tuple(result).ptr()));
+    set(ctx, torch_.to_save, kept);
+    set(ctx, torch_.constants, packed(args + tensors, end));
+    return result;
+  }
+
+  // Of (ctx, *gradients of the results).
+  py::object backward(PyObject* const* given, size_t count) const {
+    // not to be differentiated, nor of gradients that autograd's own vmap has batched
+    bool usual = owned(PyObject_CallNoArgs(torch_.is_grad_enabled)).ptr() == Py_False;
+    if (!usual || !std::all_of(given + 1, given + count, is_alive)) return call(slow_backward, given, count);
+    PyObject* ctx = given[0];
+    py::tuple kept = get(ctx, torch_.saved_tensors);  // which a checkpoint gives once
+    if (hinted && kept.size() != saved) {
+      PyObject* more[] = {ctx, given[1], kept.ptr()};
+      return call(slow_backward, more, 3);
+    }
+    std::vector<PyObject*> args(given + 1, given + count);
+    py::tuple constants = get(ctx, torch_.constants);
+    for (py::handle each : kept) args.push_back(each.ptr());
+    for (py::handle each : constants) args.push_back(each.ptr());
+    py::object wanted;
+    if (hinted) {
+      wanted = owned(PySequence_List(get(ctx, torch_.needs_input_grad).ptr()));
+      wanted = owned(PyList_GetSlice(wanted.ptr(), 1, 1 + grads));
+      args.push_back(wanted.ptr());
+    }
+    py::tuple made = as_tuple(call(get(backward_op.ptr(), torch_.eager), args.data(), args.size()));
+    py::tuple returned(arguments);
+    for (size_t i = 0; i < arguments; ++i)
+      returned[i] = i < hinted || i >= hinted + grads ? py::handle(Py_None) : py::handle(made[i - hinted]);
+    return returned;
+  }
+
+ private:
+  static py::object call(const py::object& function, PyObject* const* given, size_t count) {
+    return owned(PyObject_Vectorcall(function.ptr(), given, count, nullptr));
+  }
+  static py::object get(PyObject* object, PyObject* name) { return owned(PyObject_GetAttr(object, name)); }
+  static void set(PyObject* object, PyObject* name, const py::object& value) {
+    if (PyObject_SetAttr(object, name, value.ptr()) != 0) throw py::error_already_set();
+  }
+  static py::tuple packed(PyObject* const* first, PyObject* const* last) {
+    py::tuple made(last - first);
+    for (size_t i = 0; first + i < last; ++i) made[i] = py::handle(first[i]);
+    return made;
+  }
+  static py::tuple as_tuple(const py::object& result) {
+    return PyTuple_Check(result.ptr()) ? py::reinterpret_borrow<py::tuple>(result) : py::make_tuple(result);
+  }
+};
+
+template <py::object (Function::*method)(PyObject* const*, size_t) const>
+PyObject* call_function(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  return without_exceptions(
+      [&] { return (static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr))->*method)(given, count); });
 }
 
 PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
@@ -667,6 +756,10 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 
 PyMethodDef entry_method = {"entry", fast(call_entry), METH_FASTCALL, nullptr};
 PyMethodDef questions[] = {{"usual", fast(usual), METH_FASTCALL, nullptr}, {"alive", alive, METH_O, nullptr}, {}};
+
+PyMethodDef function_methods[] = {{"apply", fast(call_function<&Function::apply>), METH_FASTCALL, nullptr},
+                                  {"forward", fast(call_function<&Function::forward>), METH_FASTCALL, nullptr},
+                                  {"backward", fast(call_function<&Function::backward>), METH_FASTCALL, nullptr}};
 
 PyMethodDef body_method = {"body", fast(call_body), METH_FASTCALL, nullptr};
 
@@ -725,6 +818,9 @@ PYBIND11_MODULE(_C, m) {
     torch_.readable = py::object(readable).release().ptr(), torch_.plain = py::object(plain).release().ptr();
     torch_.cuda_stream = py::object(cuda_stream).release().ptr();
     torch_.fake_mode = name("fake_mode");
+    torch_.eager = name("eager"), torch_.constants = name("constants"), torch_.to_save = name("to_save");
+    torch_.saved_tensors = name("saved_tensors"), torch_.needs_input_grad = name("needs_input_grad");
+    torch_.is_grad_enabled = torch.attr("is_grad_enabled").cast<py::object>().release().ptr();
     torch_.tensor = torch.attr("Tensor").cast<py::object>().release().ptr();
     torch_.dispatch_modes = torch.attr("_C").attr("_len_torch_dispatch_stack").cast<py::object>().release().ptr();
     torch_.empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
@@ -757,6 +853,19 @@ PYBIND11_MODULE(_C, m) {
     auto entry = new Entry{std::move(general), std::move(ready), std::move(on_cpu), std::move(on_cuda)};
     py::capsule self(entry, [](void* pointer) { delete static_cast<Entry*>(pointer); });
     return owned(PyCFunction_New(&entry_method, self.ptr()));
+  });
+
+  // The ops, Python's own apply, forward and backward, the numbers that `differentiable` knows, and what makes
+  // PyTorch's apply of a class that has such a forward and backward; returns apply.
+  m.def("function", [](py::object forward_op, py::object backward_op, py::object apply, py::object forward,
+                       py::object backward, size_t tensors, size_t saved, size_t grads, size_t arguments, bool results,
+                       bool hinted, const py::object& base_apply) {
+    auto function = new Function{forward_op, backward_op, apply,     forward, backward, tensors,
+                                 saved,      grads,       arguments, results, hinted};
+    py::capsule self(function, [](void* pointer) { delete static_cast<Function*>(pointer); });
+    auto method = [&](int i) { return owned(PyCFunction_New(&function_methods[i], self.ptr())); };
+    function->base_apply = base_apply(method(1), owned(PyInstanceMethod_New(method(2).ptr())));
+    return method(0);
   });
 
   if (PyModule_AddFunctions(m.ptr(), questions) != 0) throw py::error_already_set();

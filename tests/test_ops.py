@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from samples import DTYPES, HALF, ROWS, assert_accurate, cotangents, gradients, 
 from strategies import SEEDS, shapes, strided
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaefast.ops._define import TABLE
+import vaefast
+from vaefast.ops._define import TABLE, EagerFunction
 
 BOUNDS = (None, (-1.0, 1.0), (-1.0, math.inf), (0.5, 0.5))
 
@@ -141,6 +143,10 @@ def test_gradient_of_one_input_only(row, backend):
         assert torch.equal(grad, all_grads[i])
 
 
+def descendants(cls):
+    return [d for child in cls.__subclasses__() for d in (child, *descendants(child))]
+
+
 def _outputs_and_gradients(row, tensors, seed):
     outputs = row.call(*tensors, seed=seed)
     return outputs + gradients(outputs, tensors)
@@ -164,6 +170,32 @@ def test_bits_do_not_depend_on_the_run_or_the_threads(row, backend, shape, dtype
     for run in runs[1:]:
         for a, b in zip(runs[0], run, strict=True):
             assert torch.equal(a, b)
+
+
+def test_function_in_c_does_what_the_one_in_python_does(row, monkeypatch):
+    """Saved tensors and constants, names, outputs and gradients of any number of them."""
+
+    def run():
+        outputs = row.call(*tensors, seed=seed)
+        graph = outputs[0].grad_fn
+        saved = getattr(graph, "saved_tensors", ())  # of the op's own Function, which is last but in optimal_sigma_nll
+        kept = [graph.name(), [t is None for t in saved], getattr(graph, "constants", None), len(graph.next_functions)]
+        some = gradients(outputs, tensors[:1], retain_graph=True)
+        return kept, [*outputs, *filter(torch.is_tensor, saved), *some, *gradients(outputs, tensors)]
+
+    tensors, seed = row.inputs((33, 65)), seed_tensor(1, 0, "cpu")
+    with vaefast.use_backend("cpu"):
+        kept, in_c = run()
+        in_c_there = [
+            f for f in descendants(EagerFunction) if isinstance(vars(f).get("apply"), types.BuiltinFunctionType)
+        ]
+        assert len(in_c_there) > 20
+        for function in in_c_there:
+            monkeypatch.delattr(function, "apply")
+        kept_by_python, in_python = run()
+    assert kept == kept_by_python
+    assert len(in_c) == len(in_python)
+    assert all(map(torch.equal, in_c, in_python))
 
 
 def test_inputs_are_not_changed(row, backend):

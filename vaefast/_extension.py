@@ -45,6 +45,16 @@ def entry(general: Callable, ready: dict, *keys: tuple[str, str]) -> Callable:
     return general
 
 
+_waiting: list[Callable] = []
+
+
+def when_loaded(use: Callable) -> None:
+    """Call `use(vaefast._C)` as soon as the module is there, which is not loaded for that."""
+    _waiting.append(use)
+    if _load.cache_info().currsize and module():
+        use(module())
+
+
 def attach(_C, cuda_stream) -> None:
     """Hand the module what it calls of PyTorch. `cuda_stream(device index)`: the address of the current stream."""
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)  # in some releases of PyTorch 2.10 on
@@ -68,6 +78,8 @@ def _load():
     attach(_C, getattr(torch._C, "_cuda_getCurrentRawStream", None))
     global usual, alive, entry
     usual, alive, entry = _C.usual, _C.alive, _C.entry
+    for use in _waiting:
+        use(_C)
     if asked := os.environ.get("VAEFAST_ISA"):
         if asked not in _C.instruction_sets:
             raise ValueError(f"VAEFAST_ISA must be one of {', '.join(_C.instruction_sets)} here, got {asked!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,6 +24,7 @@ _library = torch.library.Library("vaefast", "DEF")
 # is_dynamo_compiling, since is_compiling asks a function more, and other tracers bring tensors or modes of their own
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _interpreter = torch._C._functorch.peek_interpreter_stack
+_requires_grad = operator.attrgetter("requires_grad")
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -242,8 +244,8 @@ def differentiable(
             return result
 
         @staticmethod
-        def backward(ctx, grad):
-            kept = ctx.saved_tensors
+        def backward(ctx, grad, kept=None):
+            kept = ctx.saved_tensors if kept is None else kept  # a checkpoint gives them once
             inputs, written = kept[:saved], kept[saved:]
             run = backward.for_grads(grad)
             if written and run is backward.eager and unobserved(grad) and torch.equal(grad, written[0]):
@@ -252,13 +254,28 @@ def differentiable(
                 grads = run(grad, *inputs, *ctx.constants, list(ctx.needs_input_grad[1:past]))
             return None, *grads, *nones  # what is not wanted, a tensor of no elements, goes nowhere
 
-    return named(name, Hinted if backward.call._schema.arguments[-1].name == "wanted" else Function)
+    hinted = backward.call._schema.arguments[-1].name == "wanted"
+    function = named(name, Hinted if hinted else Function)
+    in_python = function.apply, function.forward, function.backward
+
+    def in_c(_C):
+        def base_apply(forward_, backward_):
+            twin = named(name, type(name, (function,), {"forward": staticmethod(forward_)}))
+            twin._backward_cls.apply = backward_
+            return super(torch.autograd.Function, twin).apply
+
+        numbers = tensors, saved, backward.outputs, len(arguments) + hinted
+        function.apply = _C.function(forward, backward, *in_python, *numbers, results, hinted, base_apply)
+
+    _extension.when_loaded(in_c)
+    return function
 
 
 def named(name: str, function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
     """The Function under the name that its users shall see, in a grad_fn and in the profiler too."""
     function.__name__ = function.__qualname__ = name
     function._backward_cls.__name__ = f"{name}Backward"
+    function._backward_cls.apply = function.backward  # what that of PyTorch finds after a search
     return function
 
 
@@ -298,7 +315,7 @@ def writes_gradients(tensors) -> bool:
     must save the same tensors each time."""
     first = tensors[0]
     plain = type(first) is torch.Tensor and first.is_cpu
-    return plain and torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+    return plain and torch.is_grad_enabled() and any(map(_requires_grad, tensors))
 
 
 def transformed() -> bool:

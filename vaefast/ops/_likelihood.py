@@ -164,7 +164,8 @@ class Likelihood:
             usual backward runs. On a GPU, where looking at it would wait for the device, and under compile it is not
             used.
         """
-        if weight is not None or not _checks.usual(batch_ndim, self._roles, *tensors):
+        usual = weight is None and _checks.usual(batch_ndim, self._roles, *tensors)
+        if not usual:
             tensors, weight = self._checked(tensors, weight, batch_ndim)
         if validate:
             words, holds = self.support
@@ -177,7 +178,8 @@ class Likelihood:
                 )
         if transformed():
             return self._reference_forward(*tensors, weight, batch_ndim, *params)
-        tensors = distinct(*tensors)
+        if not usual:  # as nothing is where torch.compile traces
+            tensors = distinct(*tensors)
         arguments = *tensors, weight, batch_ndim, *params
         if type(expected_grad) is ExpectedLoss and batch_ndim == 1 and expected_grad.fits(tensors):
             return with_loss(self.function, self.whole, expected_grad, *arguments)

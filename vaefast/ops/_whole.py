@@ -59,12 +59,12 @@ def whole(name: str, backward: Op, with_gradient: Op, tensors: int) -> type[torc
         @staticmethod
         def forward(ctx, values, scale, beta, kl, *args):
             ctx.scale, ctx.beta, ctx.constants = scale, beta, args[tensors + 1 :]
-            *grads, nll = with_gradient(
+            *grads, nll = with_gradient.eager(
                 constant(kl.shape, kl.dtype, scale), *args, list(ctx.needs_input_grad[first:past])
             )
             ctx.save_for_backward(*args[: tensors + 1], *grads)
             values.append(nll)
-            return TABLE["elbo_forward"](nll, kl, 0, beta, scale)
+            return TABLE["elbo_forward"].eager(nll, kl, 0, beta, scale)
 
         @staticmethod
         def backward(ctx, grad):
